@@ -1,1 +1,1 @@
-"""Predictions in, numbers out."""
+"""Evaluation: predictions in, numbers out."""

@@ -1,1 +1,1 @@
-"""The training loop and its arguments."""
+"""Training: typed arguments, the reference's optimisation, and a plain Accelerate loop."""
