@@ -1,0 +1,155 @@
+"""The command `pix2seq`: which commands there are, and how their errors end (see [`EXIT_CODES`])."""
+
+import argparse
+import difflib
+import importlib
+import importlib.metadata
+import os
+import sys
+from typing import NamedTuple
+
+import pix2seq_hf
+
+
+class Command(NamedTuple):
+    """One command: the module that has `add_arguments(parser)` and `run(args) -> int`, and its line in the help."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "predict": Command("pix2seq_hf.prediction", "find the objects in pictures, draw them, write COCO results"),
+    "convert": Command("pix2seq_hf.conversion.convert", "turn a released TensorFlow checkpoint into a model folder"),
+    "train": Command("pix2seq_hf.training.command", "train or fine-tune a model on a COCO folder"),
+    "evaluate": Command("pix2seq_hf.evaluation.command", "measure a model's average precision on a COCO folder"),
+    "demo": Command("pix2seq_hf.demo", "train on drawn pictures and detect in a new one, offline, in minutes"),
+}
+
+EXAMPLES = """\
+examples:
+  pix2seq demo
+  pix2seq convert --checkpoint coco_det_finetune/vit_b_640x640 --output vit-b
+  pix2seq predict street.jpg holiday/ --model vit-b --output found
+  pix2seq COMMAND --help
+"""
+
+EXIT_CODES = """\
+exit codes:
+  0    everything was done
+  1    the command finished, but left out what it names on standard error, for example a broken picture
+  2    nothing could be done: a wrong option, a missing file, a checkpoint of another model
+  130  interrupted with Ctrl-C
+"""
+
+# Before torch, transformers or TensorFlow are imported: their own start-up messages say nothing to the user of a command.
+QUIET_ENVIRONMENT = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "TF_ENABLE_ONEDNN_OPTS": "0",
+}
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line that says where help is, without a page of usage before it."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def version_line() -> str:
+    """The version of this package and of the libraries that results depend on, without importing them."""
+    libraries = ("torch", "torchvision", "transformers")
+    found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in libraries)
+    python = ".".join(str(number) for number in sys.version_info[:3])
+    return f"pix2seq_hf {pix2seq_hf.__version__} ({found}, Python {python})"
+
+
+def overview() -> str:
+    """The text of `pix2seq --help`: what it is, examples, then the commands."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return (
+        "usage: pix2seq COMMAND ...\n\n"
+        "Pix2Seq: object detection by a model that writes boxes as a sequence of tokens.\n\n"
+        f"{EXAMPLES}\ncommands:\n{commands}\n\n"
+        "options:\n  -h, --help  show this page\n  --version   show the versions of this package and its libraries\n\n"
+        f"{EXIT_CODES}"
+    )
+
+
+def describe_error(error: BaseException) -> str:
+    """An exception as one line: without line breaks, and for operating system errors the file before the reason."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def build_parser(name: str, module) -> argparse.ArgumentParser:
+    """The parser of one command; the module's docstring, with its examples, stands above the list of options."""
+    parser = OneLineParser(
+        prog=f"pix2seq {name}",
+        description=(module.__doc__ or "").strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    parser.add_argument("--traceback", action="store_true", help="show where an error arose, not just its message")
+    return parser
+
+
+def run_command(name: str, arguments: list[str]) -> int:
+    """Run one command of [`COMMANDS`]; errors that the user can mend become one line and exit code 2."""
+    for variable, value in QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    # Known before the parser is, so that a module that cannot be imported is shown too.
+    show_traceback = "--traceback" in arguments
+    try:
+        module = importlib.import_module(COMMANDS[name].module)
+        return module.run(build_parser(name, module).parse_args(arguments)) or 0
+    except KeyboardInterrupt:
+        print(f"pix2seq {name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output, `head` for example, has had enough. Nothing may be flushed into the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, ImportError) as error:
+        if show_traceback:
+            raise
+        message = describe_error(error)
+    except RuntimeError as error:
+        if show_traceback or "out of memory" not in str(error):
+            raise
+        message = "out of memory: choose a smaller batch size, or --device cpu"
+    print(f"pix2seq {name}: error: {message}", file=sys.stderr)
+    return 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run `pix2seq` with the given arguments (those of the process by default) and return its exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments:
+        print(overview(), end="", file=sys.stderr)
+        return 2
+    name, *rest = arguments
+    if name in ("-h", "--help", "help"):
+        print(overview(), end="")
+        return 0
+    if name == "--version":
+        print(version_line())
+        return 0
+    if name not in COMMANDS:
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+        advice = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(COMMANDS)}"
+        print(f"pix2seq: error: unknown command {name!r}: {advice}", file=sys.stderr)
+        return 2
+    try:
+        return run_command(name, rest)
+    except SystemExit as exit_request:  # argparse has printed its message or help
+        return exit_request.code if isinstance(exit_request.code, int) else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Pictures from disk: which files are meant, and a decoded picture or one line that says what is wrong with the file."""
+
+import glob
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from pix2seq_hf.image_processing_pix2seq import convert_to_rgb
+
+PICTURE_SUFFIXES = frozenset(
+    ".avif .bmp .dib .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+)
+MAX_PIXELS = 100_000_000  # 300 MB as RGB; cameras make 50 million, decompression bombs start at some hundred million
+
+_pixel_limit_lock = threading.Lock()
+
+
+class PictureError(ValueError):
+    """A file that is no usable picture; the message is one line that begins with the file's name."""
+
+
+def find_pictures(sources: Iterable[str | os.PathLike]) -> tuple[list[Path], list[str]]:
+    """List the picture files that files, folders and glob patterns stand for, each once, in order.
+
+    A folder stands for the files directly in it that have a picture's suffix (sorted by name, hidden ones left out); a
+    pattern may hold `*`, `?`, `[...]` and `**`; any other name stands for itself.
+
+    Args:
+        sources (`Iterable[str | os.PathLike]`): Names as a user gave them.
+    Returns:
+        `tuple[list[Path], list[str]]`: The files, and one line for each source that stands for nothing."""
+    found: dict[str, Path] = {}  # absolute name to the name as given
+    problems = []
+    for source in map(os.fspath, sources):
+        path = Path(source)
+        if path.is_dir():
+            files = sorted(
+                (file for file in path.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES and file.name[0] != "."),
+                key=lambda file: file.name,
+            )
+            missing = "is a folder without pictures"
+        elif not os.path.lexists(path) and glob.has_magic(source):
+            files = [Path(name) for name in sorted(glob.glob(source, recursive=True)) if not os.path.isdir(name)]
+            missing = "matches no file"
+        else:
+            files = [path]
+            missing = ""
+        if not files:
+            problems.append(f"{source}: {missing}")
+        for file in files:
+            found.setdefault(os.path.abspath(file), file)
+    return list(found.values()), problems
+
+
+def load_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a picture file completely, turned upright, as 8-bit RGB.
+
+    Args:
+        path (`str | os.PathLike`): A picture file of any format and mode that Pillow reads; of an animation the first frame.
+        max_pixels (`int`): Largest number of pixels, checked against the file's header before anything is decoded.
+    Returns:
+        `PIL.Image.Image`: Mode "RGB".
+    Raises:
+        PictureError: If the file is missing, a folder, empty, not a picture, broken, or larger than `max_pixels`."""
+    name = os.fspath(path)
+    _check_file(name)
+    try:
+        with _header_limit(max_pixels):
+            image = Image.open(name)
+    except UnidentifiedImageError:
+        raise PictureError(f"{name}: is not a picture, or of a format that Pillow does not read") from None
+    except Image.DecompressionBombError:
+        raise PictureError(f"{name}: has more than {max_pixels:,} pixels, the limit") from None
+    except Exception as error:  # damaged headers make Pillow's readers raise nearly anything
+        raise PictureError(f"{name}: is a damaged picture ({_reason(error)})") from None
+    with image:
+        pixels = image.width * image.height
+        if pixels > max_pixels:
+            raise PictureError(f"{name}: has {pixels:,} pixels ({image.width} x {image.height}), the limit is {max_pixels:,}")
+        if pixels == 0:
+            raise PictureError(f"{name}: has no pixels ({image.width} x {image.height})")
+        try:
+            image.load()
+        except Exception as error:  # as above: damaged data
+            raise PictureError(f"{name}: is truncated or damaged ({_reason(error)})") from None
+        try:
+            return convert_to_rgb(image)
+        except ValueError as error:
+            raise PictureError(f"{name}: {_reason(error)}") from None
+
+
+def _check_file(name: str) -> None:
+    """Raise `PictureError` unless `name` is a file with something in it; a pipe or device is never opened."""
+    try:
+        status = os.stat(name)
+    except OSError as error:
+        raise PictureError(f"{name}: {error.strerror or error}") from None
+    except ValueError as error:  # a null byte in the name
+        raise PictureError(f"{name!r}: {error}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise PictureError(f"{name}: is a folder, not a picture")
+    if not stat.S_ISREG(status.st_mode):
+        raise PictureError(f"{name}: is not a regular file")
+    if status.st_size == 0:
+        raise PictureError(f"{name}: is empty")
+    if not os.access(name, os.R_OK):
+        raise PictureError(f"{name}: Permission denied")
+
+
+def _reason(error: Exception) -> str:
+    """An exception of Pillow's as part of a line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def _header_limit(max_pixels: int) -> Iterator[None]:
+    """Let Pillow read headers of pictures up to `max_pixels` without a warning; its own limits are put back after."""
+    with _pixel_limit_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        previous = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = max_pixels  # a warning above it, an error above twice as many
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = previous
