@@ -1,0 +1,815 @@
+"""How does a picture and a token prefix become the logits of the next token: encoder, decoder and heads."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPastAndCrossAttentions,
+    ModelOutput,
+    Seq2SeqLMOutput,
+    Seq2SeqModelOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_pix2seq import Pix2SeqConfig
+from .generation_pix2seq import Pix2SeqGenerationMixin
+from .loss_pix2seq import sequence_loss, shift_right
+from .modeling_pix2seq_resnet import Pix2SeqBatchNorm, Pix2SeqResNet, Pix2SeqResNetBlock
+from .tokenization_pix2seq import Pix2SeqVocabulary
+
+
+def sine_positions_1d(length: int, dim: int) -> torch.Tensor:
+    r"""Sine and cosine codes of positions that are spread over one turn.
+
+    Args:
+        length (`int`): Number of positions.
+        dim (`int`): Width; the first half holds the sines, the second the cosines.
+    Returns:
+        `torch.FloatTensor` of shape `(length, dim)`.
+
+    Source: `get_1d_position_codes` of the reference implementation; for one position it divides 0 by 0, here the
+    position is 0."""
+    positions = torch.arange(length, dtype=torch.float32) / max(length - 1, 1) * 6.2831852
+    rates = 1 / torch.pow(10000.0, 2 * (torch.arange(dim) // 2).float() / dim)
+    angles = positions[:, None] * rates
+    return torch.cat([angles[:, 0::2].sin(), angles[:, 1::2].cos()], dim=-1)
+
+
+def sine_positions_2d(num_rows: int, num_columns: int, dim: int) -> torch.Tensor:
+    r"""Sine codes of a grid: the row's code in the first half of the width, the column's in the second.
+
+    Args:
+        num_rows, num_columns (`int`): Size of the grid; a single row or column gets the code of a line.
+        dim (`int`): Width.
+    Returns:
+        `torch.FloatTensor` of shape `(num_rows * num_columns, dim)`, row by row.
+
+    Source: `add_vis_pos_emb` and `get_2d_position_codes` of the reference implementation."""
+    if num_rows == 1 or num_columns == 1:
+        return sine_positions_1d(num_rows * num_columns, dim)
+    rows = sine_positions_1d(num_rows, dim // 2)[:, None].expand(-1, num_columns, -1)
+    columns = sine_positions_1d(num_columns, dim // 2)[None].expand(num_rows, -1, -1)
+    return torch.cat([rows, columns], dim=-1).flatten(0, 1)
+
+
+def drop_path(hidden_states: torch.Tensor, drop_rate: float, training: bool) -> torch.Tensor:
+    """Stochastic depth: zero a residual branch of a whole sample, scale the others up."""
+    if drop_rate == 0 or not training:
+        return hidden_states
+    keep_rate = 1 - drop_rate
+    shape = (hidden_states.shape[0],) + (1,) * (hidden_states.ndim - 1)
+    keep = torch.rand(shape, dtype=hidden_states.dtype, device=hidden_states.device) < keep_rate
+    return hidden_states * keep / keep_rate
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out; query, key and value are `(batch, num_heads, length, head_dim)`."""
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class Pix2SeqAttention(nn.Module):
+    r"""Multi-head attention: self-attention, or cross-attention when `key_value_states` are given.
+
+    In cross-attention a picture may carry several sequences. They are folded into the query length, so keys and values
+    are computed, cached and read once per picture, whatever the number of sequences."""
+
+    def __init__(self, config: Pix2SeqConfig, hidden_size: int, num_heads: int, is_causal=False, layer_idx=None):
+        super().__init__()
+        self.config = config
+        self.num_heads = num_heads
+        self.head_dim = hidden_size // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.drop_attention_rate
+        self.is_causal = is_causal
+        self.layer_idx = layer_idx
+        inner_size = num_heads * self.head_dim
+        self.q_proj = nn.Linear(hidden_size, inner_size)
+        self.k_proj = nn.Linear(hidden_size, inner_size)
+        self.v_proj = nn.Linear(hidden_size, inner_size)
+        self.out_proj = nn.Linear(inner_size, hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        key_value_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        r"""Attend.
+
+        Args:
+            hidden_states (`torch.FloatTensor` of shape `(batch * sequences, length, hidden_size)`): The queries.
+            key_value_states (`torch.FloatTensor` of shape `(batch, num_tokens, hidden_size)`, *optional*): The encoded
+                picture, for cross-attention.
+            attention_mask (`torch.Tensor`, *optional*): As `create_causal_mask` makes it; none for cross-attention.
+            past_key_values (`EncoderDecoderCache` or `Cache`, *optional*): Keys and values so far.
+        Returns:
+            `tuple`: the result, of the shape of `hidden_states`, and the attention probabilities `(batch * sequences,
+            num_heads, length, key_length)` where the implementation gives them."""
+        rows, length = hidden_states.shape[:2]
+        is_cross_attention = key_value_states is not None
+        batch = key_value_states.shape[0] if is_cross_attention else rows
+        query = self.q_proj(hidden_states)
+        query = query.view(batch, -1, self.num_heads, self.head_dim).transpose(1, 2)  # sequences folded into the length
+
+        is_updated = False
+        if isinstance(past_key_values, EncoderDecoderCache):
+            if is_cross_attention:
+                is_updated = past_key_values.is_updated.get(self.layer_idx)
+                past_key_values.is_updated[self.layer_idx] = True
+                past_key_values = past_key_values.cross_attention_cache
+            else:
+                past_key_values = past_key_values.self_attention_cache
+        if is_cross_attention and past_key_values is not None and is_updated:
+            key = past_key_values.layers[self.layer_idx].keys
+            value = past_key_values.layers[self.layer_idx].values
+        else:
+            source = key_value_states if is_cross_attention else hidden_states
+            shape = (batch, -1, self.num_heads, self.head_dim)
+            key = self.k_proj(source).view(shape).transpose(1, 2)  # (batch, num_heads, key_length, head_dim)
+            value = self.v_proj(source).view(shape).transpose(1, 2)
+            if past_key_values is not None:
+                key, value = past_key_values.update(key, value, self.layer_idx)
+
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            None if is_cross_attention else attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        output = self.out_proj(output.reshape(rows, length, -1))  # (batch * sequences, length, hidden_size)
+        if weights is not None and batch != rows:
+            weights = weights.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)  # (rows, heads, length, keys)
+        return output, weights
+
+
+class Pix2SeqMLP(nn.Module):
+    """Two linear layers around an exact (erf) GELU, with dropout between."""
+
+    def __init__(self, config: Pix2SeqConfig, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+        self.drop_units_rate = config.drop_units_rate
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = nn.functional.gelu(self.fc1(hidden_states))
+        hidden_states = nn.functional.dropout(hidden_states, p=self.drop_units_rate, training=self.training)
+        return self.fc2(hidden_states)
+
+
+class Pix2SeqEncoderLayer(GradientCheckpointingLayer):
+    def __init__(self, config: Pix2SeqConfig):
+        super().__init__()
+        self.drop_path_rate = config.drop_path_rate
+        self.self_attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attention = Pix2SeqAttention(config, config.hidden_size, config.num_attention_heads)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = Pix2SeqMLP(config, config.hidden_size, config.intermediate_size)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        update, _ = self.self_attention(self.self_attention_norm(hidden_states), **kwargs)
+        hidden_states = hidden_states + drop_path(update, self.drop_path_rate, self.training)
+        update = self.mlp(self.mlp_norm(hidden_states))
+        return hidden_states + drop_path(update, self.drop_path_rate, self.training)
+
+
+class Pix2SeqDecoderLayer(GradientCheckpointingLayer):
+    def __init__(self, config: Pix2SeqConfig, layer_idx: int):
+        super().__init__()
+        size, heads = config.decoder_hidden_size, config.decoder_num_attention_heads
+        self.drop_path_rate = config.drop_path_rate
+        self.self_attention_norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.self_attention = Pix2SeqAttention(config, size, heads, is_causal=True, layer_idx=layer_idx)
+        self.cross_attention_norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.cross_attention = Pix2SeqAttention(config, size, heads, layer_idx=layer_idx)
+        self.mlp_norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.mlp = Pix2SeqMLP(config, size, config.decoder_intermediate_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        update, _ = self.self_attention(
+            self.self_attention_norm(hidden_states),
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        hidden_states = hidden_states + drop_path(update, self.drop_path_rate, self.training)
+        if encoder_hidden_states is not None:
+            update, _ = self.cross_attention(
+                self.cross_attention_norm(hidden_states),
+                key_value_states=encoder_hidden_states,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+            hidden_states = hidden_states + drop_path(update, self.drop_path_rate, self.training)
+        update = self.mlp(self.mlp_norm(hidden_states))
+        return hidden_states + drop_path(update, self.drop_path_rate, self.training)
+
+
+class Pix2SeqImagePositions(nn.Module):
+    """Base of the two modules that add positions to image tokens: a parameter if learned, else a sine table."""
+
+    def make_position_embeddings(self, config: Pix2SeqConfig, dim: int):
+        self.config = config
+        table = torch.zeros(config.grid_size[0] * config.grid_size[1], dim)
+        if config.position_encoding == "learned":
+            self.position_embeddings = nn.Parameter(table)
+        else:
+            self.register_buffer("position_embeddings", sine_positions_2d(*config.grid_size, dim), persistent=False)
+
+    def positions(self, grid_size: tuple[int, int]) -> torch.Tensor:
+        """Positions `(num_rows * num_columns, dim)` of a grid; sine codes exist for every grid."""
+        if grid_size == self.config.grid_size:
+            return self.position_embeddings
+        if self.config.position_encoding == "learned":
+            raise ValueError(
+                f"the picture gives a grid of {grid_size} tokens, but the model has learned positions for "
+                f"{self.config.grid_size}: resize pictures to {self.config.image_size}"
+            )
+        return sine_positions_2d(*grid_size, self.position_embeddings.shape[-1]).to(self.position_embeddings)
+
+
+class Pix2SeqViTEmbeddings(Pix2SeqImagePositions):
+    """Patches of the picture as tokens."""
+
+    def __init__(self, config: Pix2SeqConfig):
+        super().__init__()
+        self.patch_embeddings = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        if config.use_class_token:
+            self.class_token = nn.Parameter(torch.zeros(1, config.hidden_size))
+        self.make_position_embeddings(config, config.hidden_size)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        features = self.patch_embeddings(pixel_values)
+        return add_positions(self, self.norm(features.flatten(2).transpose(1, 2)), tuple(features.shape[-2:]))
+
+
+class Pix2SeqResNetEmbeddings(Pix2SeqImagePositions):
+    """Pixels of a ResNet's last feature map as tokens."""
+
+    def __init__(self, config: Pix2SeqConfig):
+        super().__init__()
+        self.backbone = Pix2SeqResNet(config)
+        self.drop_units_rate = config.drop_units_rate
+        self.projection = nn.Linear(self.backbone.out_channels, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        if config.use_class_token:
+            self.class_token = nn.Parameter(torch.zeros(1, config.hidden_size))
+        self.make_position_embeddings(config, config.hidden_size)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        features = self.backbone(pixel_values)
+        tokens = features.flatten(2).transpose(1, 2)  # (batch, num_rows * num_columns, channels)
+        tokens = nn.functional.dropout(tokens, p=self.drop_units_rate, training=self.training)
+        return add_positions(self, self.norm(self.projection(tokens)), tuple(features.shape[-2:]))
+
+
+def add_positions(embeddings: Pix2SeqImagePositions, tokens: torch.Tensor, grid_size: tuple[int, int]):
+    """Add the positions to the image tokens, then put the class token, if there is one, in front."""
+    tokens = tokens + embeddings.positions(grid_size)
+    if embeddings.config.use_class_token:
+        tokens = torch.cat([embeddings.class_token.expand(tokens.shape[0], 1, -1), tokens], dim=1)
+    return tokens, grid_size
+
+
+class Pix2SeqProjection(Pix2SeqImagePositions):
+    """From the encoder's width to the decoder's; modes `linear_p` and `mlp` add positions once more."""
+
+    def __init__(self, config: Pix2SeqConfig):
+        super().__init__()
+        self.config = config
+        size = config.decoder_hidden_size
+        self.drop_path_rate = config.drop_path_rate
+        self.linear = nn.Linear(config.hidden_size, size)
+        self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        if config.projection_mode != "linear":
+            self.make_position_embeddings(config, size)
+        if config.projection_mode == "mlp":
+            self.mlp_norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+            # The reference gives this MLP the encoder's ratio of widths, rounded down.
+            self.mlp = Pix2SeqMLP(config, size, size * (config.intermediate_size // config.hidden_size))
+
+    def forward(self, hidden_states: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+        hidden_states = self.norm(self.linear(hidden_states))
+        if self.config.projection_mode == "linear":
+            return hidden_states
+        positions = self.positions(grid_size)
+        if self.config.use_class_token:
+            positions = nn.functional.pad(positions, (0, 0, 1, 0))  # nothing is added to the class token
+        hidden_states = hidden_states + positions
+        if self.config.projection_mode == "mlp":
+            update = self.mlp(self.mlp_norm(hidden_states))
+            hidden_states = hidden_states + drop_path(update, self.drop_path_rate, self.training)
+        return hidden_states
+
+
+class Pix2SeqPreTrainedModel(PreTrainedModel):
+    config: Pix2SeqConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Pix2SeqEncoderLayer", "Pix2SeqDecoderLayer", "Pix2SeqResNetBlock"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        """Initial weights as Keras draws them for the reference (Glorot uniform, truncated normal, He for the ResNet)."""
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            if module.bias is not None:  # the patch embedding
+                init.xavier_uniform_(module.weight)
+                init.zeros_(module.bias)
+            else:
+                init.lecun_normal_(module.weight)
+        elif isinstance(module, nn.Embedding):
+            init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+        elif isinstance(module, (nn.LayerNorm, Pix2SeqBatchNorm)):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            if isinstance(module, Pix2SeqBatchNorm):
+                init.zeros_(module.running_mean)
+                init.ones_(module.running_var)
+        elif isinstance(module, Pix2SeqResNetBlock):
+            init.zeros_(module.convs[-1].norm.weight)  # a new block is the identity
+        elif isinstance(module, Pix2SeqAttention):
+            # Keras takes the fans of the three-dimensional kernels (size, heads, head_dim) and (heads, head_dim, size).
+            size, heads, head_dim = module.q_proj.in_features, module.num_heads, module.head_dim
+            bound = math.sqrt(6 / (size * (heads + head_dim)))
+            for projection in (module.q_proj, module.k_proj, module.v_proj):
+                init.uniform_(projection.weight, -bound, bound)
+            bound = math.sqrt(6 / (heads * (head_dim + size)))
+            init.uniform_(module.out_proj.weight, -bound, bound)
+        elif isinstance(module, (Pix2SeqImagePositions, Pix2SeqDecoder)):
+            self._init_positions(module, std)
+            if getattr(module, "class_token", None) is not None:
+                init.trunc_normal_(module.class_token, std=std, a=-2 * std, b=2 * std)
+        elif isinstance(module, Pix2SeqForConditionalGeneration):
+            init.trunc_normal_(module.lm_head.weight, std=std, a=-2 * std, b=2 * std)
+            if module.lm_head.bias is not None:
+                init.trunc_normal_(module.lm_head.bias, std=std, a=-2 * std, b=2 * std)
+
+    def _init_positions(self, module, std):
+        table = getattr(module, "position_embeddings", None)
+        if isinstance(table, nn.Parameter):
+            init.trunc_normal_(table, std=std, a=-2 * std, b=2 * std)
+        elif table is not None:  # a sine table: models are built on the meta device, which leaves it empty
+            if isinstance(module, Pix2SeqDecoder):
+                init.copy_(table, sine_positions_1d(*table.shape))
+            else:
+                init.copy_(table, sine_positions_2d(*self.config.grid_size, table.shape[-1]))
+
+
+class Pix2SeqEncoder(Pix2SeqPreTrainedModel):
+    r"""Picture to tokens of the decoder's width: ViT or ResNet, transformer layers, projection."""
+
+    _can_record_outputs = {"hidden_states": Pix2SeqEncoderLayer, "attentions": Pix2SeqAttention}
+    input_modalities = ("image",)
+
+    def __init__(self, config: Pix2SeqConfig):
+        super().__init__(config)
+        make_embeddings = Pix2SeqViTEmbeddings if config.resnet_variant == "c1" else Pix2SeqResNetEmbeddings
+        self.embeddings = make_embeddings(config)
+        self.layers = nn.ModuleList([Pix2SeqEncoderLayer(config) for _ in range(config.num_hidden_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.projection = Pix2SeqProjection(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self):
+        embeddings = self.embeddings
+        return embeddings.patch_embeddings if self.config.resnet_variant == "c1" else embeddings.projection
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutput:
+        r"""Encode pictures.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): From the image processor.
+        Returns:
+            `BaseModelOutput`: `last_hidden_state` `(batch, num_tokens, decoder_hidden_size)`; `hidden_states` are those
+            of the transformer layers, of `hidden_size`."""
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values must be (batch, {self.config.num_channels}, height, width), "
+                f"got {tuple(pixel_values.shape)}"
+            )
+        hidden_states, grid_size = self.embeddings(pixel_values.to(self.dtype))
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        return BaseModelOutput(last_hidden_state=self.projection(self.norm(hidden_states), grid_size))
+
+
+class Pix2SeqDecoder(Pix2SeqPreTrainedModel):
+    r"""Tokens so far and the encoded picture to hidden states of the next tokens."""
+
+    _can_record_outputs = {
+        "hidden_states": Pix2SeqDecoderLayer,
+        "attentions": OutputRecorder(Pix2SeqAttention, index=1, layer_name="self_attention"),
+        "cross_attentions": OutputRecorder(Pix2SeqAttention, index=1, layer_name="cross_attention"),
+    }
+    main_input_name = "input_ids"
+    input_modalities = ("text",)
+
+    def __init__(self, config: Pix2SeqConfig):
+        super().__init__(config)
+        size, length = config.decoder_hidden_size, config.max_position_embeddings
+        self.token_embeddings = nn.Embedding(config.vocab_size, size)
+        if config.text_position_encoding == "learned":
+            self.position_embeddings = nn.Parameter(torch.zeros(length, size))
+        else:
+            self.register_buffer("position_embeddings", sine_positions_1d(length, size), persistent=False)
+        self.layers = nn.ModuleList(
+            [Pix2SeqDecoderLayer(config, layer_idx) for layer_idx in range(config.decoder_num_hidden_layers)]
+        )
+        self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.token_embeddings
+
+    def set_input_embeddings(self, value):
+        self.token_embeddings = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.FloatTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        r"""Decode with teacher forcing, or one step with a cache.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch * sequences, length)`): Tokens, all sequences of the first
+                picture first.
+            attention_mask (`torch.Tensor` of shape `(batch * sequences, length)`, *optional*): 0 hides a token. The
+                reference hides none, padding neither.
+            encoder_hidden_states (`torch.FloatTensor` of shape `(batch, num_tokens, decoder_hidden_size)`): Pictures.
+            past_key_values (`EncoderDecoderCache`, *optional*): Keys and values so far.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch * sequences, length, decoder_hidden_size)`, *optional*):
+                In place of `input_ids`, without positions.
+            position_ids (`torch.LongTensor` of shape `(batch * sequences, length)`, *optional*): Positions.
+            use_cache (`bool`, *optional*): Whether to return `past_key_values`.
+        Returns:
+            `BaseModelOutputWithPastAndCrossAttentions`: `last_hidden_state` of shape `(batch * sequences, length,
+            decoder_hidden_size)`.
+        Raises:
+            ValueError: If sequences do not divide among the pictures or are longer than the positions."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either decoder_input_ids or decoder_inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.token_embeddings(input_ids)
+        rows, length = inputs_embeds.shape[:2]
+        if encoder_hidden_states is not None and rows % encoder_hidden_states.shape[0]:
+            raise ValueError(
+                f"{rows} sequences do not divide among {encoder_hidden_states.shape[0]} pictures: "
+                "every picture needs the same number"
+            )
+        if use_cache and past_key_values is None:
+            cache_config = self.config.get_text_config(decoder=True)
+            past_key_values = EncoderDecoderCache(DynamicCache(config=cache_config), DynamicCache(config=cache_config))
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if isinstance(past_length, int) and past_length + length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"a sequence of {past_length + length} tokens is longer than the model's "
+                f"{self.config.max_position_embeddings} positions (max_position_embeddings)"
+            )
+        if position_ids is None:
+            position_ids = (torch.arange(length, device=inputs_embeds.device) + past_length).unsqueeze(0)
+        hidden_states = inputs_embeds + self.position_embeddings[position_ids].to(inputs_embeds)
+
+        attention_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                encoder_hidden_states,
+                attention_mask,
+                past_key_values=past_key_values if use_cache else None,
+                **kwargs,
+            )
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
+        )
+
+
+class Pix2SeqModel(Pix2SeqPreTrainedModel):
+    r"""Encoder and decoder without the output layer.
+
+    Args:
+        config ([`Pix2SeqConfig`]): The sizes.
+
+    Source: `models/ar_model.py` of the reference implementation."""
+
+    def __init__(self, config: Pix2SeqConfig):
+        super().__init__(config)
+        self.encoder = Pix2SeqEncoder(config)
+        self.decoder = Pix2SeqDecoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.decoder.token_embeddings
+
+    def set_input_embeddings(self, value):
+        self.decoder.token_embeddings = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: Cache | None = None,
+        decoder_inputs_embeds: torch.FloatTensor | None = None,
+        decoder_position_ids: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> Seq2SeqModelOutput | tuple:
+        r"""Encode pictures and decode sequences with teacher forcing.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): From the image processor.
+            decoder_input_ids (`torch.LongTensor` of shape `(batch, length)` or `(batch, sequences, length)`):
+                Tokens seen by the decoder, prompt first. Without them the detection prompt is used.
+            decoder_attention_mask (`torch.Tensor` of the shape of `decoder_input_ids`, *optional*): 0 hides a token.
+            encoder_outputs (`BaseModelOutput`, *optional*): Pictures encoded before, in place of `pixel_values`.
+            past_key_values (`EncoderDecoderCache`, *optional*): Keys and values so far.
+            decoder_inputs_embeds (`torch.FloatTensor`, *optional*): In place of `decoder_input_ids`.
+            decoder_position_ids (`torch.LongTensor`, *optional*): Positions of the tokens.
+            use_cache (`bool`, *optional*): Whether to return `past_key_values`.
+        Returns:
+            `Seq2SeqModelOutput`: `last_hidden_state` `(batch * sequences, length, decoder_hidden_size)`, and
+            `encoder_last_hidden_state` `(batch, num_tokens, decoder_hidden_size)`."""
+        if encoder_outputs is None:
+            if pixel_values is None:
+                raise ValueError("give pixel_values or encoder_outputs")
+            encoder_outputs = self.encoder(pixel_values, **kwargs)
+        elif not isinstance(encoder_outputs, BaseModelOutput):
+            encoder_outputs = BaseModelOutput(*encoder_outputs[:3])
+        encoder_hidden_states = encoder_outputs.last_hidden_state
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            start = torch.full((), self.config.decoder_start_token_id, device=encoder_hidden_states.device)
+            decoder_input_ids = start.expand(encoder_hidden_states.shape[0], 1)
+        if decoder_input_ids is not None and decoder_input_ids.ndim == 3:
+            decoder_input_ids = decoder_input_ids.flatten(0, 1)  # (batch * sequences, length)
+            if decoder_attention_mask is not None:
+                decoder_attention_mask = decoder_attention_mask.flatten(0, 1)
+        decoder_outputs = self.decoder(
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            encoder_hidden_states=encoder_hidden_states,
+            past_key_values=past_key_values,
+            inputs_embeds=decoder_inputs_embeds,
+            position_ids=decoder_position_ids,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return Seq2SeqModelOutput(
+            last_hidden_state=decoder_outputs.last_hidden_state,
+            past_key_values=decoder_outputs.past_key_values,
+            decoder_hidden_states=decoder_outputs.hidden_states,
+            decoder_attentions=decoder_outputs.attentions,
+            cross_attentions=decoder_outputs.cross_attentions,
+            encoder_last_hidden_state=encoder_hidden_states,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+        )
+
+
+class Pix2SeqForConditionalGeneration(Pix2SeqPreTrainedModel, Pix2SeqGenerationMixin):
+    r"""[`Pix2SeqModel`] with the output layer: logits, the weighted loss, and `generate` for every task.
+
+    Args:
+        config ([`Pix2SeqConfig`]): The sizes."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.decoder.token_embeddings.weight"}
+
+    def __init__(self, config: Pix2SeqConfig):
+        super().__init__(config)
+        self.model = Pix2SeqModel(config)
+        self.lm_head = nn.Linear(config.decoder_hidden_size, config.vocab_size, bias=config.use_output_bias)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings):
+        self.lm_head = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: Cache | None = None,
+        decoder_inputs_embeds: torch.FloatTensor | None = None,
+        decoder_position_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        label_weights: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> Seq2SeqLMOutput | tuple:
+        r"""Score the next token at every position, and the loss if there are labels.
+
+        Args:
+            pixel_values, decoder_input_ids, decoder_attention_mask, encoder_outputs, past_key_values,
+                decoder_inputs_embeds, decoder_position_ids, use_cache: See [`Pix2SeqModel.forward`].
+            labels (`torch.LongTensor` of the shape of `decoder_input_ids`, *optional*):
+                The next token at every position, so already one ahead of `decoder_input_ids`; -100 is ignored.
+                Without `decoder_input_ids` the labels shifted by one are the input.
+            label_weights (`torch.FloatTensor` of the shape of `labels`, *optional*): Weights of the token losses.
+            logits_to_keep (`int` or `torch.LongTensor`, *optional*): Positions to score: the last so many, or indices.
+        Returns:
+            `Seq2SeqLMOutput`: `logits` `(batch * sequences, length, vocab_size)` and `loss`, one number."""
+        if labels is not None:
+            use_cache = False if use_cache is None else use_cache
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                start, padding = self.config.decoder_start_token_id, self.config.pad_token_id
+                decoder_input_ids = shift_right(labels, start, padding)
+        outputs = self.model(
+            pixel_values,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            decoder_position_ids=decoder_position_ids,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            labels = labels.flatten(0, -2).to(logits.device)  # (batch * sequences, length)
+            if label_weights is not None:
+                label_weights = label_weights.flatten(0, -2).to(logits.device)
+            loss = sequence_loss(logits, labels, label_weights, self.config.loss_type)
+        return Seq2SeqLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            decoder_hidden_states=outputs.decoder_hidden_states,
+            decoder_attentions=outputs.decoder_attentions,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+            encoder_attentions=outputs.encoder_attentions,
+        )
+
+
+@dataclass
+class Pix2SeqObjectDetectionOutput(ModelOutput):
+    r"""Objects found in a batch of pictures, best first as they were written.
+
+    Args:
+        scores (`torch.FloatTensor` of shape `(batch, num_objects)`): Class probabilities; 0 for labels without a name.
+        labels (`torch.LongTensor` of shape `(batch, num_objects)`): Raw label ids, keys of `config.id2label`.
+        pred_boxes (`torch.FloatTensor` of shape `(batch, num_objects, 4)`): `ymin, xmin, ymax, xmax` in [0, 1] of the
+            padded input."""
+
+    scores: torch.FloatTensor | None = None
+    labels: torch.LongTensor | None = None
+    pred_boxes: torch.FloatTensor | None = None
+
+
+class Pix2SeqForObjectDetection(Pix2SeqForConditionalGeneration):
+    r"""The same network for `pipeline("object-detection")`: without labels or tokens, `forward` decodes objects.
+
+    Args:
+        config ([`Pix2SeqConfig`]): The sizes."""
+
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: Cache | None = None,
+        decoder_inputs_embeds: torch.FloatTensor | None = None,
+        decoder_position_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        label_weights: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> Pix2SeqObjectDetectionOutput | Seq2SeqLMOutput | tuple:
+        r"""Detect objects in `pixel_values`; with tokens or labels, do what the parent class does.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): From the image processor.
+        Returns:
+            [`Pix2SeqObjectDetectionOutput`]: The objects, or what the parent returns."""
+        if decoder_input_ids is None and decoder_inputs_embeds is None and labels is None and past_key_values is None:
+            return self._detect(pixel_values, encoder_outputs)
+        return super().forward(
+            pixel_values,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            decoder_position_ids=decoder_position_ids,
+            labels=labels,
+            label_weights=label_weights,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+
+    @torch.no_grad()
+    def _detect(self, pixel_values, encoder_outputs) -> Pix2SeqObjectDetectionOutput:
+        inputs = {} if encoder_outputs is None else {"encoder_outputs": encoder_outputs}
+        output = self.generate(pixel_values=pixel_values, return_dict_in_generate=True, **inputs)
+        labels, scores = output["class_labels"], output["class_scores"]
+        tokens = output.sequences[:, 1 : 1 + 5 * labels.shape[1]].unflatten(1, (-1, 5))  # (batch, num_objects, 5)
+        boxes = Pix2SeqVocabulary.from_config(self.config).decode_boxes(tokens[..., :4])
+        # A class without a name could only be reported by number: its score becomes 0, which no threshold lets pass.
+        names = torch.tensor(sorted(self.config.id2label), device=labels.device)
+        has_name = torch.isin(labels, names)
+        return Pix2SeqObjectDetectionOutput(
+            scores=scores * has_name, labels=labels.where(has_name, names[0]), pred_boxes=boxes
+        )
+
+
+__all__ = [
+    "Pix2SeqForConditionalGeneration",
+    "Pix2SeqForObjectDetection",
+    "Pix2SeqModel",
+    "Pix2SeqPreTrainedModel",
+]
