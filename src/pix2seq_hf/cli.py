@@ -42,7 +42,7 @@ exit codes:
   130  interrupted with Ctrl-C
 """
 
-# Before torch, transformers or TensorFlow are imported: their own start-up messages say nothing to the user of a command.
+# Set before torch, transformers or TensorFlow are imported, whose start-up messages say nothing to a command's user.
 QUIET_ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",

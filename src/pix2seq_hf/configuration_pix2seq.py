@@ -90,7 +90,7 @@ class Pix2SeqConfig(PreTrainedConfig):
         use_output_bias (`bool`, *optional*, defaults to `True`): A bias for every word of the vocabulary.
         tie_word_embeddings (`bool`, *optional*, defaults to `True`): Input and output embeddings are one table.
         drop_path_rate (`float`, *optional*, defaults to 0.1): Stochastic depth of every residual branch.
-        drop_units_rate (`float`, *optional*, defaults to 0.1): Dropout inside the MLPs and before a ResNet's projection.
+        drop_units_rate (`float`, *optional*, defaults to 0.1): Dropout in the MLPs and before a ResNet's projection.
         drop_attention_rate (`float`, *optional*, defaults to 0): Dropout of attention probabilities.
         layer_norm_eps (`float`, *optional*, defaults to 1e-6): Epsilon of the layer norms.
         initializer_range (`float`, *optional*, defaults to 0.02): Deviation of new embeddings and learned positions.

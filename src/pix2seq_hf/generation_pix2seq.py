@@ -105,8 +105,8 @@ class Pix2SeqGenerationMixin(GenerationMixin):
 
         Args:
             inputs or pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): Pictures.
-            decoder_input_ids (`torch.LongTensor` of shape `(batch, length)` or `(batch, sequences, length)`, *optional*):
-                Prompts, the task's token first. By default every picture gets the detection prompt.
+            decoder_input_ids (`torch.LongTensor` of shape `(batch, length)` or `(batch, sequences, length)`):
+                Optional prompts, the task's token first. By default every picture gets the detection prompt.
             generation_config (`GenerationConfig`, *optional*): In place of the model's own and its task settings.
             logits_processor (`LogitsProcessorList`, *optional*): Further processors.
             encoder_outputs (`BaseModelOutput`, *optional*): Pictures encoded before; nothing is encoded again.

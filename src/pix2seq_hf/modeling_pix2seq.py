@@ -361,7 +361,7 @@ class Pix2SeqPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """Initial weights as Keras draws them for the reference (Glorot uniform, truncated normal, He for the ResNet)."""
+        """Initial weights as Keras draws them for the reference."""
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
@@ -437,7 +437,7 @@ class Pix2SeqEncoder(Pix2SeqPreTrainedModel):
         r"""Encode pictures.
 
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): From the image processor.
+            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): From the processor.
         Returns:
             `BaseModelOutput`: `last_hidden_state` `(batch, num_tokens, decoder_hidden_size)`; `hidden_states` are those
             of the transformer layers, of `hidden_size`."""
@@ -594,7 +594,7 @@ class Pix2SeqModel(Pix2SeqPreTrainedModel):
         r"""Encode pictures and decode sequences with teacher forcing.
 
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): From the image processor.
+            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): From the processor.
             decoder_input_ids (`torch.LongTensor` of shape `(batch, length)` or `(batch, sequences, length)`):
                 Tokens seen by the decoder, prompt first. Without them the detection prompt is used.
             decoder_attention_mask (`torch.Tensor` of the shape of `decoder_input_ids`, *optional*): 0 hides a token.
@@ -772,7 +772,7 @@ class Pix2SeqForObjectDetection(Pix2SeqForConditionalGeneration):
         r"""Detect objects in `pixel_values`; with tokens or labels, do what the parent class does.
 
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): From the image processor.
+            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): From the processor.
         Returns:
             [`Pix2SeqObjectDetectionOutput`]: The objects, or what the parent returns."""
         if decoder_input_ids is None and decoder_inputs_embeds is None and labels is None and past_key_values is None:

@@ -94,6 +94,14 @@ class Task:
             The task's own predictions, with `malformed`: per sequence a `dict[str, int]` of the kinds that occurred."""
         raise NotImplementedError
 
+    def max_response_length(self, config: Any) -> int:
+        """Most tokens that the task writes after its prompt, for a model with this configuration."""
+        raise NotImplementedError
+
+    def generation_settings(self, config: Any) -> dict[str, Any]:
+        """Keyword arguments of `generate` for the task: the defaults, and where to stop."""
+        return {**self.generation_defaults, "max_new_tokens": self.max_response_length(config)}
+
     def require_fields(self, record: Mapping[str, Any]):
         """Raise a ValueError that names the fields of the task which the record lacks."""
         missing = [name for name in self.required_fields if record.get(name) is None]

@@ -53,6 +53,9 @@ class ObjectDetection(Task):
     metric = "boxes"
     generation_defaults = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 0.4}
 
+    def max_response_length(self, config: Any) -> int:
+        return 5 * config.max_instances_per_image
+
     def targets(
         self,
         record: Mapping[str, Any],

@@ -100,7 +100,7 @@ def label_texts(label: int, score: float | None, names: Mapping[int, str] | None
 
 
 def label_places(box: Rectangle, width: float, height: float, size: tuple[int, int]) -> list[Rectangle]:
-    """Where a label of `width` by `height` may stand for `box`, the most natural place first, all inside the picture."""
+    """Where a label of `width` by `height` may stand for `box`, the most natural first, all inside the picture."""
     free_x, free_y = box.right - box.left - width, box.bottom - box.top - height
     places = [
         (box.left, box.top - height),  # on the box's top edge, from its left: where readers look first
@@ -116,7 +116,8 @@ def label_places(box: Rectangle, width: float, height: float, size: tuple[int, i
     ]
     for share in (0.5, 0.25, 0.75):  # along the edges of a large box
         if free_x > 0:
-            places += [(box.left + share * free_x, y) for y in (box.top - height, box.top, box.bottom, box.bottom - height)]
+            x = box.left + share * free_x
+            places += [(x, y) for y in (box.top - height, box.top, box.bottom, box.bottom - height)]
         if free_y > 0:
             places += [(x, box.top + share * free_y) for x in (box.left, box.right - width)]
     inside = []
@@ -138,8 +139,8 @@ def place_labels(
 
     Args:
         boxes (`Sequence[Rectangle]`): The boxes, inside the picture.
-        label_sizes (`Sequence[Sequence[tuple[float, float]]]`): Of each box, width and height in pixels of the labels to
-            choose from, the preferred one first.
+        label_sizes (`Sequence[Sequence[tuple[float, float]]]`): Of each box, width and height in pixels of the
+            labels to choose from, the preferred one first.
         size (`tuple[int, int]`): Width and height of the picture.
     Returns:
         `list[tuple[int, Rectangle] | None]`: In the order of `boxes`, which label was chosen and its place."""
@@ -185,7 +186,8 @@ def draw_detections(
     boxes_xyxy, labels = _as_list(boxes_xyxy), [int(label) for label in _as_list(labels)]
     scores = [None] * len(labels) if scores is None else [float(score) for score in _as_list(scores)]
     if not len(boxes_xyxy) == len(labels) == len(scores):
-        raise ValueError(f"{len(boxes_xyxy)} boxes, {len(labels)} labels and {len(scores)} scores: one of each per object")
+        counts = f"{len(boxes_xyxy)} boxes, {len(labels)} labels and {len(scores)} scores"
+        raise ValueError(f"{counts}: each object needs one of each")
     clipped = [clip_box(box, picture.size) for box in boxes_xyxy]
     kept = [index for index, box in enumerate(clipped) if box is not None]
     # Large objects first, so that the lines of small ones lie on top.
@@ -240,9 +242,7 @@ def _fit_labels(texts: list[list[str]], size: tuple[int, int]):
     return font, padding, label_sizes
 
 
-def _draw_box(
-    draw: ImageDraw.ImageDraw, box: Rectangle, color: tuple[int, int, int], width: int, shadow: int
-) -> None:
+def _draw_box(draw: ImageDraw.ImageDraw, box: Rectangle, color: tuple[int, int, int], width: int, shadow: int) -> None:
     """The outline of a box, its outer edge on the box's edge, between two thin shadows."""
     left, top = round(box.left), round(box.top)
     right, bottom = max(left, round(box.right) - 1), max(top, round(box.bottom) - 1)

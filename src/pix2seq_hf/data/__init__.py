@@ -1,1 +1,1 @@
-"""Pictures and annotations in, model inputs out."""
+"""Data: sources of annotated pictures, transforms of one record, and the way to a batch."""

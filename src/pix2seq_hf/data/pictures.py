@@ -1,4 +1,4 @@
-"""Pictures from disk: which files are meant, and a decoded picture or one line that says what is wrong with the file."""
+"""Pictures from disk: which files are meant, and a decoded picture or one line that says what is wrong."""
 
 import glob
 import os
@@ -13,8 +13,9 @@ from PIL import Image, UnidentifiedImageError
 
 from pix2seq_hf.image_processing_pix2seq import convert_to_rgb
 
-PICTURE_SUFFIXES = frozenset(
-    ".avif .bmp .dib .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+PICTURE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
+    *(".avif", ".jp2", ".pbm", ".pgm", ".pnm", ".ppm", ".tga"),
 )
 MAX_PIXELS = 100_000_000  # 300 MB as RGB; cameras make 50 million, decompression bombs start at some hundred million
 
@@ -62,7 +63,7 @@ def load_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image
     """Decode a picture file completely, turned upright, as 8-bit RGB.
 
     Args:
-        path (`str | os.PathLike`): A picture file of any format and mode that Pillow reads; of an animation the first frame.
+        path (`str | os.PathLike`): A picture of any format and mode that Pillow reads; of an animation the first frame.
         max_pixels (`int`): Largest number of pixels, checked against the file's header before anything is decoded.
     Returns:
         `PIL.Image.Image`: Mode "RGB".
@@ -82,7 +83,8 @@ def load_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image
     with image:
         pixels = image.width * image.height
         if pixels > max_pixels:
-            raise PictureError(f"{name}: has {pixels:,} pixels ({image.width} x {image.height}), the limit is {max_pixels:,}")
+            size = f"{pixels:,} pixels ({image.width} x {image.height})"
+            raise PictureError(f"{name}: has {size}, the limit is {max_pixels:,}")
         if pixels == 0:
             raise PictureError(f"{name}: has no pixels ({image.width} x {image.height})")
         try:

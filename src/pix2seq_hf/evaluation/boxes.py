@@ -1,7 +1,7 @@
 r"""How good are the boxes: COCO average precision, computed by pycocotools.
 
 Detections are dictionaries in COCO results format (`image_id`, `category_id`, `bbox` as x, y, width, height in pixels,
-`score`); ground truth is the content of a COCO instances file.
+`score`, as `task_object_detection.coco_results` lists them); ground truth is the content of a COCO instances file.
 """
 
 import contextlib
@@ -15,34 +15,6 @@ BOX_METRICS = (
     "AP", "AP_50", "AP_75", "AP_small", "AP_medium", "AP_large",
     "AR_max_1", "AR_max_10", "AR_max_100", "AR_small", "AR_medium", "AR_large",
 )  # fmt: skip
-
-
-def record_detections(image_ids: Sequence[int], boxes_yxyx, labels, scores) -> list[dict]:
-    r"""Turn a batch of decoded boxes into COCO results; slots of class 0 (padding) are left out.
-
-    Args:
-        image_ids (`Sequence[int]`): One id per picture.
-        boxes_yxyx (array of shape `(batch, slots, 4)`): `ymin, xmin, ymax, xmax` in pixels of the original picture.
-        labels (array of shape `(batch, slots)`): Raw category ids; 0 is padding.
-        scores (array of shape `(batch, slots)`): In [0, 1].
-    Returns:
-        `list[dict]`: Widths and heights are float32 differences, negative where corners are swapped: nothing is mended.
-    Source: `CocoObjectDetectionMetric.record_prediction` of the reference implementation."""
-    boxes_yxyx = np.asarray(boxes_yxyx, dtype=np.float32)
-    labels, scores = np.asarray(labels), np.asarray(scores, dtype=np.float32)
-    detections = []
-    for image_id, boxes, image_labels, image_scores in zip(image_ids, boxes_yxyx, labels, scores, strict=True):
-        for slot in np.flatnonzero(image_labels > 0):
-            ymin, xmin, ymax, xmax = boxes[slot]
-            detections.append(
-                {
-                    "image_id": int(image_id),
-                    "bbox": [float(xmin), float(ymin), float(xmax - xmin), float(ymax - ymin)],
-                    "score": float(image_scores[slot]),
-                    "category_id": int(image_labels[slot]),
-                }
-            )
-    return detections
 
 
 def record_ground_truth(image_ids: Sequence[int], boxes_yxyx, labels, areas, is_crowd) -> dict:
