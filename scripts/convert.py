@@ -1,4 +1,4 @@
-"""Convert a released checkpoint: `python scripts/convert.py --checkpoint NAME --output DIR`, the same as `pix2seq convert`."""
+"""Convert a released checkpoint: `python scripts/convert.py --checkpoint NAME --output DIR`, as `pix2seq convert`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Find the objects in pictures: `python scripts/predict.py street.jpg --model DIR --output DIR`, the same as `pix2seq predict`."""
+"""Find the objects in pictures: `scripts/predict.py street.jpg --model DIR --output OUT`; see `pix2seq predict`."""
 
 import sys
 

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from pix2seq_hf.image_processing_pix2seq import convert_to_rgb
-
 PICTURE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
     *(".avif", ".jp2", ".pbm", ".pgm", ".pnm", ".ppm", ".tga"),
@@ -69,6 +67,8 @@ def load_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image
         `PIL.Image.Image`: Mode "RGB".
     Raises:
         PictureError: If the file is missing, a folder, empty, not a picture, broken, or larger than `max_pixels`."""
+    from pix2seq_hf.image_processing_pix2seq import load_rgb_image  # only now: it brings torch and transformers
+
     name = os.fspath(path)
     _check_file(name)
     try:
@@ -92,7 +92,7 @@ def load_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image
         except Exception as error:  # as above: damaged data
             raise PictureError(f"{name}: is truncated or damaged ({_reason(error)})") from None
         try:
-            return convert_to_rgb(image)
+            return load_rgb_image(image)
         except ValueError as error:
             raise PictureError(f"{name}: {_reason(error)}") from None
 
