@@ -1,0 +1,124 @@
+"""cli.py: the table of commands, help that starts with examples, and errors that are one line."""
+
+import importlib
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from pix2seq_hf import cli
+
+
+def add_command(monkeypatch, run, doc="Do it.\n\nexamples:\n  pix2seq probe --number 3\n"):
+    """Put a command `probe` with an option `--number` into the table."""
+    module = SimpleNamespace(
+        __doc__=doc, add_arguments=lambda parser: parser.add_argument("--number", type=int, default=1), run=run
+    )
+    monkeypatch.setitem(cli.COMMANDS, "probe", cli.Command("probe_module", "a command for tests"))
+    monkeypatch.setitem(sys.modules, "probe_module", module)
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_every_command_has_examples_before_its_options(name, capsys):
+    module = importlib.import_module(cli.COMMANDS[name].module)
+    assert callable(module.run)
+    assert cli.main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"  pix2seq {name}" in text
+    assert text.index(f"  pix2seq {name}") < text.index("\noptions:")
+
+
+def test_overview_lists_all_commands(capsys):
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.index("examples:") < text.index("commands:")
+    for name, command in cli.COMMANDS.items():
+        assert f"  {name}" in text and command.summary in text
+    assert cli.main([]) == 2
+    assert capsys.readouterr().err == text
+
+
+def test_unknown_command_suggests_the_nearest(capsys):
+    assert cli.main(["predit"]) == 2
+    assert capsys.readouterr().err == "pix2seq: error: unknown command 'predit': did you mean 'predict'?\n"
+    assert cli.main(["xyz"]) == 2
+    assert "choose from predict" in capsys.readouterr().err
+
+
+def test_version_names_the_libraries(capsys):
+    assert cli.main(["--version"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("pix2seq_hf ") and "transformers 5" in text and "torch " in text
+
+
+def test_exit_code_of_the_command_is_returned(monkeypatch):
+    add_command(monkeypatch, lambda args: args.number)
+    assert cli.main(["probe", "--number", "1"]) == 1
+    assert cli.main(["probe", "--number", "0"]) == 0
+    add_command(monkeypatch, lambda args: None)
+    assert cli.main(["probe"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("bins 1000\n  overlap"), "bins 1000 overlap"),
+        (FileNotFoundError(2, "No such file or directory", "a/b.jpg"), "a/b.jpg: No such file or directory"),
+        (OSError("cannot read it"), "cannot read it"),
+        (ImportError("install the extra 'conversion'"), "install the extra 'conversion'"),
+        (RuntimeError("CUDA out of memory. Tried"), "out of memory: choose a smaller batch size, or --device cpu"),
+    ],
+)
+def test_errors_become_one_line(monkeypatch, capsys, error, line):
+    def run(args):
+        raise error
+
+    add_command(monkeypatch, run)
+    assert cli.main(["probe"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == f"pix2seq probe: error: {line}\n" and captured.out == ""
+    with pytest.raises(type(error)):
+        cli.main(["probe", "--traceback"])
+
+
+def test_faults_of_our_own_are_not_hidden(monkeypatch):
+    def run(args):
+        raise RuntimeError("shapes differ")
+
+    add_command(monkeypatch, run)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        cli.main(["probe"])
+
+
+def test_interruption(monkeypatch, capsys):
+    def run(args):
+        raise KeyboardInterrupt
+
+    add_command(monkeypatch, run)
+    assert cli.main(["probe"]) == 130
+    assert capsys.readouterr().err == "pix2seq probe: interrupted\n"
+
+
+@pytest.mark.parametrize("arguments", [["--number", "x"], ["--numbr", "1"], ["--num", "1"]])
+def test_wrong_options_are_one_line(monkeypatch, capsys, arguments):
+    add_command(monkeypatch, lambda args: 0)
+    assert cli.main(["probe", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("pix2seq probe: error: ") and error.count("\n") == 1 and "--help" in error
+
+
+def test_closed_pipe_is_quiet():
+    """As in `pix2seq ... | head -1`: the rest of the output is dropped without an error line."""
+    code = (
+        "import sys, types; from pix2seq_hf import cli\n"
+        "def run(args):\n    for number in range(100_000): print('a long line of output', number)\n"
+        "sys.modules['probe'] = types.SimpleNamespace(__doc__='', add_arguments=lambda parser: None, run=run)\n"
+        "cli.COMMANDS['probe'] = cli.Command('probe', ''); sys.exit(cli.main(['probe']))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(60) == 1
