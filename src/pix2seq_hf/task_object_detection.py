@@ -134,14 +134,12 @@ class ObjectDetection(Task):
             [`Detections`] with `length // 5` slots.
         Source: `task_utils.decode_object_seq_to_bbox` of the reference implementation."""
         sequences = sequences.long()
-        num_slots = sequences.shape[-1] // TOKENS_PER_OBJECT
-        slots = sequences[:, : num_slots * TOKENS_PER_OBJECT]
-        slots = slots.reshape(-1, num_slots, TOKENS_PER_OBJECT)  # (batch, num_slots, 5)
+        slots, _ = split_slots(sequences)
         if scores is None:
             labels = vocabulary.decode_labels(slots[..., 4])
             class_scores = (labels > 0).float()
         else:
-            labels, class_scores = (resize_to(recorded, num_slots, dim=1) for recorded in scores)
+            labels, class_scores = (resize_to(recorded, slots.shape[1], dim=1) for recorded in scores)
         return Detections(
             labels=labels,
             scores=class_scores.float(),
@@ -237,6 +235,14 @@ def corrupt_class_tokens(
     return corrupted.masked_fill(class_tokens == vocabulary.padding_token, vocabulary.padding_token)
 
 
+def split_slots(sequences: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut responses `(batch, length)` into slots `(batch, length // 5, 5)` and the tokens that are left over."""
+    num_slots = sequences.shape[1] // TOKENS_PER_OBJECT
+    whole = num_slots * TOKENS_PER_OBJECT
+    slots = sequences[:, :whole].reshape(len(sequences), num_slots, TOKENS_PER_OBJECT)
+    return slots, sequences[:, whole:]
+
+
 def malformed(sequences: torch.Tensor, vocabulary: Any) -> list[dict[str, int]]:
     r"""Count the slots that break the grammar of detection; slots of five padding tokens do not.
 
@@ -248,10 +254,7 @@ def malformed(sequences: torch.Tensor, vocabulary: Any) -> list[dict[str, int]]:
         `coordinate` (a token of the vocabulary that is no coordinate, where one belongs), `class` (neither a class nor
         the fake class where a class belongs), `inverted` (four coordinates, and a maximum below its minimum),
         `incomplete` (1 if tokens other than padding follow the last slot). A slot can be of several kinds."""
-    num_slots = sequences.shape[-1] // TOKENS_PER_OBJECT
-    slots = sequences[:, : num_slots * TOKENS_PER_OBJECT]
-    slots = slots.reshape(-1, num_slots, TOKENS_PER_OBJECT)  # (batch, num_slots, 5)
-    rest = sequences[:, num_slots * TOKENS_PER_OBJECT :]
+    slots, rest = split_slots(sequences)
     is_known, is_coordinate = vocabulary.is_known(slots), vocabulary.is_coordinate(slots)
     is_class = vocabulary.is_class(slots) | (slots == vocabulary.fake_class_token)
     is_object = (slots != vocabulary.padding_token).any(-1)

@@ -1,0 +1,431 @@
+"""What happens to one record between the source and the model: pure functions first, thin random classes after.
+
+A record is the dict of tensors described in `task_base`. Every function handles every geometry field that the record
+has, leaves the record it was given alone, and returns a new one. The random numbers of a function are arguments; the
+classes draw them from a `numpy.random.Generator`."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from pix2seq_hf.tokenization_pix2seq import FAKE_CLASS_LABEL, INVISIBLE_FLOAT
+
+Record = Mapping[str, Any]
+Size = tuple[int, int]  # height, width
+
+POINT_FIELDS = ("boxes_yxyx", "polygons_yx", "keypoints_yx")  # (num_objects, 2 * num_points): y, x, y, x, ...
+OBJECT_FIELDS = (*POINT_FIELDS, "labels", "areas", "is_crowd", "scores", "num_keypoints")  # (num_objects, ...)
+OBJECT_ORDERS = ("none", "random", "scores", "area")
+
+BACKGROUND = 0.3  # of padding, as in the image processor
+DUPLICATE_JITTER = 0.05  # deviation of a duplicate's corners, in units of its height and width
+NOISE_BOX_DEVIATION = 0.5  # of the height and width of random boxes
+
+
+# --- Images -----------------------------------------------------------------------------------------------------------
+
+
+def image_to_float(image: torch.Tensor) -> torch.Tensor:
+    """Turn `torch.uint8` pixels into `torch.float32` in [0, 1]; float pixels stay as they are."""
+    # The reference multiplies by the reciprocal; a division differs in the last bit for half of the values.
+    return image * torch.tensor(1 / 255) if image.dtype == torch.uint8 else image
+
+
+def scaled_size(image_size: Size, target_size: Size, scale: float) -> Size:
+    r"""Size of an image that is resized, keeping its aspect ratio, to fit into `scale` times the target.
+
+    Args:
+        image_size, target_size (`tuple[int, int]`): (height, width) in pixels.
+        scale (`float`): Factor on the target, drawn by [`ScaleJitter`].
+    Returns:
+        `tuple[int, int]`: Truncated to whole pixels."""
+    size, target = np.asarray(image_size, np.float32), np.asarray(target_size, np.float32)
+    height, width = (size * (target * np.float32(scale) / size).min()).astype(int)
+    # The reference fails on sides that truncate to nothing, such as those of a 1 x 5000 picture.
+    return max(int(height), 1), max(int(width), 1)
+
+
+def resize(record: Record, size: Size) -> dict[str, Any]:
+    """Resize the image, bilinear with half-pixel centres and without antialiasing; coordinates are normalised."""
+    image = image_to_float(record["image"])
+    if tuple(image.shape[-2:]) != tuple(size):
+        image = F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=False)[0]
+    return {**record, "image": image}
+
+
+def pad(record: Record, size: Size) -> dict[str, Any]:
+    r"""Pad the image at the bottom and at the right, and refer the coordinates to the padded image.
+
+    Args:
+        record (`Mapping`): Its image is at most `size`.
+        size (`tuple[int, int]`): (height, width) in pixels.
+    Returns:
+        `dict`: With `unpadded_image_size`, the image's size before.
+    Raises:
+        ValueError: If the image is larger than `size`."""
+    image = image_to_float(record["image"])
+    height, width = image.shape[-2:]
+    if height > size[0] or width > size[1]:
+        raise ValueError(f"an image of {height} x {width} pixels cannot be padded to {size[0]} x {size[1]}: crop first")
+    image = BACKGROUND + F.pad(image - BACKGROUND, (0, size[1] - width, 0, size[0] - height))
+    ratio_yx = torch.tensor([height, width], dtype=torch.float32) / torch.tensor(size, dtype=torch.float32)
+    points = _map_points(record, lambda pairs, _: pairs * ratio_yx)
+    return {**record, **points, "image": image, "unpadded_image_size": (height, width)}
+
+
+# --- Geometry ---------------------------------------------------------------------------------------------------------
+
+
+def crop_region(image_size: Size, target_size: Size, position: float) -> tuple[int, int, int, int]:
+    r"""Region of at most the target size inside an image.
+
+    Args:
+        image_size, target_size (`tuple[int, int]`): (height, width) in pixels.
+        position (`float`): In [0, 1): 0 is the top left corner, towards 1 the bottom right. One number for both axes,
+            as in the reference.
+    Returns:
+        `tuple[int, int, int, int]`: top, left, height, width in pixels."""
+    room = np.maximum(np.subtract(image_size, target_size), 0).astype(np.float32)
+    top, left = (int(offset) for offset in room * np.float32(position))
+    return top, left, min(target_size[0], image_size[0] - top), min(target_size[1], image_size[1] - left)
+
+
+def crop(record: Record, region: tuple[int, int, int, int]) -> dict[str, Any]:
+    r"""Cut a region out of the image.
+
+    Boxes and polygons are clipped to the region, so an object outside becomes empty; a keypoint on the border or
+    outside becomes invisible. Reserved numbers (-1, -2, -3) are treated like coordinates: put them back with
+    `preserve_reserved` where it matters.
+
+    Args:
+        record (`Mapping`): Any.
+        region (`tuple[int, int, int, int]`): top, left, height, width in pixels.
+    Returns:
+        `dict`: With `crop_offset` (top, left), added up over several crops."""
+    top, left, height, width = region
+    image_size = torch.tensor(record["image"].shape[-2:], dtype=torch.float32)
+    offset_yx = torch.tensor([top, left], dtype=torch.float32) / image_size
+    scale_yx = image_size / torch.tensor([height, width], dtype=torch.float32)
+
+    def move(pairs, field):
+        return _handle_out_of_frame((pairs - offset_yx) * scale_yx, field)
+
+    before_yx = record.get("crop_offset", (0, 0))
+    return {
+        **record,
+        **_map_points(record, move),
+        "image": record["image"][:, top : top + height, left : left + width],
+        "crop_offset": (before_yx[0] + top, before_yx[1] + left),
+    }
+
+
+def flip_horizontally(record: Record) -> dict[str, Any]:
+    """Mirror the image and the coordinates; left and right keypoints change places (the first, the nose, stays)."""
+
+    def mirror(pairs, field):  # pairs: (num_objects, num_points, 2)
+        pairs = torch.stack([pairs[..., 0], 1.0 - pairs[..., 1]], -1)
+        if field == "boxes_yxyx":  # the left edge was the right edge
+            pairs = torch.stack([pairs[..., 0], pairs.flip(-2)[..., 1]], -1)
+        if field == "keypoints_yx":
+            swapped = pairs[..., 1:, :].unflatten(-2, (-1, 2)).flip(-2).flatten(-3, -2)
+            pairs = torch.cat([pairs[..., :1, :], swapped], -2)
+        return pairs
+
+    return {**record, **_map_points(record, mirror), "image": record["image"].flip(-1)}
+
+
+def _map_points(record: Record, function: Callable[[torch.Tensor, str], torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Apply `function(pairs, field)` to each point field, as pairs (num_objects, num_points, 2) of y and x."""
+    return {
+        field: function(record[field].unflatten(-1, (-1, 2)), field).flatten(-2)
+        for field in POINT_FIELDS
+        if record.get(field) is not None
+    }
+
+
+def _handle_out_of_frame(pairs: torch.Tensor, field: str) -> torch.Tensor:
+    if field != "keypoints_yx":
+        return pairs.clamp(0, 1)
+    is_outside = ((pairs <= 0) | (pairs >= 1)).any(-1, keepdim=True)
+    return pairs.masked_fill(is_outside, INVISIBLE_FLOAT)
+
+
+# --- Objects ----------------------------------------------------------------------------------------------------------
+
+
+def select_objects(record: Record, indices: torch.Tensor) -> dict[str, Any]:
+    """Keep the objects at `indices` (`torch.LongTensor` of shape `(num_kept,)`), in that order."""
+    return {**record, **{field: value[indices] for field, value in _object_fields(record)}}
+
+
+def filter_invalid_objects(record: Record, drop_crowd: bool = True) -> dict[str, Any]:
+    """Drop objects without height or width, and crowd regions."""
+    ymin, xmin, ymax, xmax = record["boxes_yxyx"].unbind(-1)
+    keep = (ymax > ymin) & (xmax > xmin)
+    if drop_crowd and record.get("is_crowd") is not None:
+        keep &= ~record["is_crowd"].bool()
+    return select_objects(record, keep.nonzero()[:, 0])
+
+
+def order_objects(record: Record, order: str, permutation: np.ndarray | None = None) -> dict[str, Any]:
+    r"""Reorder the objects.
+
+    Args:
+        record (`Mapping`): Any.
+        order (`str`): `"none"`; `"random"` (the permutation); `"scores"` (descending, ties keep their order); `"area"`
+            (descending by the integer part of the normalised area, as in the reference: it moves full-image boxes to
+            the front and keeps the order of all others).
+        permutation (`np.ndarray` of shape `(num_objects,)`, *optional*): Old position per new position.
+    Raises:
+        ValueError: If the order is unknown."""
+    if order == "none":
+        return dict(record)
+    if order == "random":
+        return select_objects(record, torch.as_tensor(permutation))
+    if order == "scores":
+        return select_objects(record, record["scores"].argsort(descending=True, stable=True))
+    if order == "area":
+        ymin, xmin, ymax, xmax = record["boxes_yxyx"].unbind(-1)
+        areas = ((ymax - ymin) * (xmax - xmin)).long()
+        return select_objects(record, areas.argsort(descending=True, stable=True))
+    raise ValueError(f"unknown object order {order!r}: choose one of {', '.join(OBJECT_ORDERS)}")
+
+
+def resize_objects(record: Record, num_objects: int) -> dict[str, Any]:
+    """Keep the first `num_objects` objects, or append objects of zeros up to it; their label 0 means padding."""
+    fields = {}
+    for field, value in _object_fields(record):
+        missing = max(num_objects - len(value), 0)
+        fields[field] = torch.cat([value[:num_objects], value.new_zeros(missing, *value.shape[1:])])
+    return {**record, **fields}
+
+
+def _object_fields(record: Record) -> list[tuple[str, torch.Tensor]]:
+    return [(field, record[field]) for field in OBJECT_FIELDS if record.get(field) is not None]
+
+
+# --- Noise boxes ------------------------------------------------------------------------------------------------------
+
+
+class NoiseDraws(NamedTuple):
+    r"""The random numbers of [`noise_boxes`] in the order they are drawn.
+
+    With `n` boxes, `m` noise boxes of which `d` are duplicates, and `t` tiled boxes (see [`num_tiled`])."""
+
+    num_duplicates: int  # d, in [0, m]; 0 without boxes
+    tiled_order: np.ndarray  # (t,) permutation
+    shifted_yx: np.ndarray  # (2, min(t, m - d)) centres in [0, 1)
+    random_yx: np.ndarray  # (2, m - d) centres in [0, 1)
+    random_hw: np.ndarray  # (2, m - d) normal of deviation 0.5, cut at two deviations
+    bad_order: np.ndarray  # (number of shifted and random boxes,) permutation
+    duplicate_order: np.ndarray  # (t,) permutation, on top of tiled_order
+    duplicate_rate: np.ndarray  # (d, 4) normal of deviation 0.05, cut at two deviations
+    noise_order: np.ndarray  # (m,) permutation
+
+
+def num_tiled(num_boxes: int, num_noise: int) -> int:
+    """Boxes are repeated as a whole until there are at least `num_noise`; so many are there then."""
+    return num_boxes * (num_noise // num_boxes + 1) if num_boxes else 0
+
+
+def draw_noise(rng: np.random.Generator, num_boxes: int, num_noise: int) -> NoiseDraws:
+    """Draw what [`noise_boxes`] needs for `num_boxes` real boxes and `num_noise` noise boxes."""
+    num_duplicates = int(rng.integers(0, num_noise + 1)) if num_boxes else 0
+    tiled = num_tiled(num_boxes, num_noise)
+    num_bad = num_noise - num_duplicates
+    num_shifted = min(tiled, num_bad)
+    return NoiseDraws(
+        num_duplicates=num_duplicates,
+        tiled_order=rng.permutation(tiled),
+        shifted_yx=rng.random((2, num_shifted), np.float32),
+        random_yx=rng.random((2, num_bad), np.float32),
+        random_hw=draw_truncated_normal(rng, (2, num_bad), NOISE_BOX_DEVIATION),
+        bad_order=rng.permutation(num_shifted + num_bad),
+        duplicate_order=rng.permutation(tiled),
+        duplicate_rate=draw_truncated_normal(rng, (num_duplicates, 4), DUPLICATE_JITTER),
+        noise_order=rng.permutation(num_noise),
+    )
+
+
+def draw_truncated_normal(rng: np.random.Generator, shape: tuple[int, ...], deviation: float) -> np.ndarray:
+    """Draw float32 normal numbers of mean 0; what lies beyond two deviations is drawn again."""
+    numbers = rng.standard_normal(shape, np.float32)
+    while (beyond := np.abs(numbers) > 2).any():
+        numbers[beyond] = rng.standard_normal(beyond.sum(), np.float32)
+    return numbers * np.float32(deviation)
+
+
+def noise_boxes(boxes_yxyx: torch.Tensor, draws: NoiseDraws) -> torch.Tensor:
+    r"""Make noise boxes: jittered duplicates of the real boxes, real boxes at other places, and random boxes.
+
+    Args:
+        boxes_yxyx (`torch.FloatTensor` of shape `(n, 4)`): The real boxes, normalised.
+        draws ([`NoiseDraws`]): Decide everything, also the number of boxes.
+    Returns:
+        `torch.FloatTensor` of shape `(m, 4)`, clipped to [0, 1].
+    Source: `data_utils.augment_bbox` of the reference implementation."""
+    return torch.cat([bad_boxes(boxes_yxyx, draws), duplicate_boxes(boxes_yxyx, draws)])[draws.noise_order]
+
+
+def bad_boxes(boxes_yxyx: torch.Tensor, draws: NoiseDraws) -> torch.Tensor:
+    """The noise boxes that fit no object: shifted and random boxes, `(m - d, 4)`."""
+    tiled = _tile(boxes_yxyx, draws)[draws.tiled_order]
+    num_bad = draws.random_yx.shape[1]
+    shifted = shift_boxes(tiled[:num_bad], torch.as_tensor(draws.shifted_yx))
+    random = boxes_around(torch.as_tensor(draws.random_yx), torch.as_tensor(draws.random_hw))
+    return torch.cat([shifted, random])[draws.bad_order][:num_bad]
+
+
+def duplicate_boxes(boxes_yxyx: torch.Tensor, draws: NoiseDraws) -> torch.Tensor:
+    """The noise boxes that nearly fit an object: jittered duplicates, `(d, 4)`."""
+    tiled = _tile(boxes_yxyx, draws)[draws.tiled_order][draws.duplicate_order]
+    return jitter_boxes(tiled[: draws.num_duplicates], torch.as_tensor(draws.duplicate_rate))
+
+
+def _tile(boxes_yxyx: torch.Tensor, draws: NoiseDraws) -> torch.Tensor:
+    return boxes_yxyx.repeat(len(draws.tiled_order) // max(len(boxes_yxyx), 1), 1)
+
+
+def shift_boxes(boxes_yxyx: torch.Tensor, centres_yx: torch.Tensor) -> torch.Tensor:
+    """Move boxes `(n, 4)` to other centres `(2, n)` and clip them."""
+    return boxes_around(centres_yx, (boxes_yxyx[:, 2:] - boxes_yxyx[:, :2]).T)
+
+
+def boxes_around(centres_yx: torch.Tensor, sizes_hw: torch.Tensor) -> torch.Tensor:
+    """Boxes `(n, 4)` from centres `(2, n)` and heights and widths `(2, n)` (their sign is ignored), clipped."""
+    half = sizes_hw.abs() / 2
+    return torch.cat([centres_yx - half, centres_yx + half]).T.clamp(0, 1)
+
+
+def jitter_boxes(boxes_yxyx: torch.Tensor, rates: torch.Tensor) -> torch.Tensor:
+    """Move each corner coordinate of boxes `(n, 4)` by a rate `(n, 4)` of the box's height or width, and clip."""
+    sizes_hw = boxes_yxyx[:, 2:] - boxes_yxyx[:, :2]
+    return (boxes_yxyx + sizes_hw.repeat(1, 2) * rates).clamp(0, 1)
+
+
+def inject_noise_boxes(record: Record, draws: NoiseDraws) -> dict[str, Any]:
+    """Append noise boxes with the label -70; every other field of an object is 0 for them."""
+    boxes = noise_boxes(record["boxes_yxyx"], draws)
+    num_objects = len(record["boxes_yxyx"])
+    extended = resize_objects(record, num_objects + len(boxes))
+    extended["boxes_yxyx"][num_objects:] = boxes
+    extended["labels"][num_objects:] = FAKE_CLASS_LABEL
+    return extended
+
+
+# --- Transforms: draw, then call the function -------------------------------------------------------------------------
+
+
+class ScaleJitter:
+    """Resize to a random share of the target size, keeping the aspect ratio."""
+
+    def __init__(self, target_size: Size, min_scale: float, max_scale: float):
+        if not 0 < min_scale <= max_scale:
+            raise ValueError(f"scales must satisfy 0 < min <= max, got {min_scale} and {max_scale}")
+        self.target_size, self.min_scale, self.max_scale = target_size, min_scale, max_scale
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
+        scale = rng.uniform(self.min_scale, self.max_scale)
+        return resize(record, scaled_size(record["image"].shape[-2:], self.target_size, scale))
+
+
+class FixedSizeCrop:
+    """Crop what is larger than the target size, at a random place."""
+
+    def __init__(self, target_size: Size):
+        self.target_size = target_size
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
+        return crop(record, crop_region(record["image"].shape[-2:], self.target_size, rng.random()))
+
+
+class RandomHorizontalFlip:
+    """Mirror every other record."""
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
+        return flip_horizontally(record) if rng.random() > 0.5 else dict(record)
+
+
+class OrderObjects:
+    """Reorder the objects, see [`order_objects`]."""
+
+    def __init__(self, order: str):
+        if order not in OBJECT_ORDERS:
+            raise ValueError(f"unknown object order {order!r}: choose one of {', '.join(OBJECT_ORDERS)}")
+        self.order = order
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
+        permutation = rng.permutation(len(record["labels"])) if self.order == "random" else None
+        return order_objects(record, self.order, permutation)
+
+
+class InjectNoiseBoxes:
+    """Fill a record up to `max_instances_per_image` objects with noise boxes."""
+
+    def __init__(self, max_instances_per_image: int):
+        self.max_instances_per_image = max_instances_per_image
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
+        num_objects = len(record["labels"])
+        num_noise = self.max_instances_per_image - num_objects
+        return inject_noise_boxes(record, draw_noise(rng, num_objects, num_noise)) if num_noise > 0 else dict(record)
+
+
+class Apply:
+    """Call a function that needs no random numbers: `Apply(pad, size)`."""
+
+    def __init__(self, function: Callable[..., dict[str, Any]], *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
+        return self.function(record, *self.arguments)
+
+
+class Compose:
+    """Apply transforms one after the other, with one generator."""
+
+    def __init__(self, transforms: Iterable[Callable[[Record, np.random.Generator], dict[str, Any]]]):
+        self.transforms = tuple(transforms)
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
+        for transform in self.transforms:
+            record = transform(record, rng)
+        return record
+
+
+def detection_training_transforms(
+    image_size: Size,
+    max_instances_per_image: int,
+    *,
+    min_scale: float = 0.3,
+    max_scale: float = 2.0,
+    object_order: str = "random",
+    use_noise_boxes: bool = True,
+) -> Compose:
+    r"""The reference's transforms for training detection.
+
+    Args:
+        image_size (`tuple[int, int]`): (height, width) of the model input.
+        max_instances_per_image (`int`): Object slots; missing ones are filled with noise boxes.
+        min_scale, max_scale (`float`): Range of [`ScaleJitter`].
+        object_order (`str`): One of `OBJECT_ORDERS`.
+        use_noise_boxes (`bool`): Fill missing slots with noise boxes instead of padding.
+    Returns:
+        [`Compose`], called with a record and a `numpy.random.Generator`.
+    Source: `transform_configs.get_object_detection_train_transforms` of the reference implementation."""
+    image_size = (int(image_size[0]), int(image_size[1]))
+    return Compose(
+        [
+            ScaleJitter(image_size, min_scale, max_scale),
+            FixedSizeCrop(image_size),
+            RandomHorizontalFlip(),
+            Apply(filter_invalid_objects),
+            OrderObjects(object_order),
+            *([InjectNoiseBoxes(max_instances_per_image)] if use_noise_boxes else []),
+            Apply(pad, image_size),
+            Apply(resize_objects, max_instances_per_image),
+        ]
+    )
