@@ -1,4 +1,4 @@
-"""Recording of detections and COCO numbers on cases small enough to know the answer."""
+"""COCO numbers of boxes on cases small enough to know the answer."""
 
 import math
 
@@ -9,7 +9,6 @@ from pix2seq_hf.evaluation.boxes import (
     BOX_METRICS,
     evaluate_boxes,
     format_box_metrics,
-    record_detections,
     record_ground_truth,
 )
 
@@ -24,15 +23,6 @@ def one_object(box=(10, 10, 100, 100), **fields):
 
 def detect(box, image_id=7, score=0.9, category_id=3):
     return {"image_id": image_id, "bbox": list(box), "score": score, "category_id": category_id}
-
-
-def test_recording_skips_padding_and_keeps_swapped_corners():
-    boxes = np.array([[[1, 2, 4, 8], [0, 0, 0, 0], [5, 5, 3, 1]]])
-    detections = record_detections([42], boxes, np.array([[3, 0, 1]]), np.array([[0.5, 0.9, 0.25]]))
-    assert detections == [
-        {"image_id": 42, "bbox": [2.0, 1.0, 6.0, 3.0], "score": 0.5, "category_id": 3},
-        {"image_id": 42, "bbox": [5.0, 5.0, -4.0, -2.0], "score": 0.25, "category_id": 1},
-    ]
 
 
 def test_perfect_boxes_score_one_even_with_annotation_id_zero():

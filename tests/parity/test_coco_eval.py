@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
-from pix2seq_hf.evaluation.boxes import BOX_METRICS, evaluate_boxes, record_detections, record_ground_truth
+from pix2seq_hf.evaluation.boxes import BOX_METRICS, evaluate_boxes, record_ground_truth
+from pix2seq_hf.task_object_detection import coco_results
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +26,9 @@ def load_ground_truth(golden_dir, case):
 
 
 def test_recorded_detections_are_equal(cases, arrays):
-    recorded = record_detections(
-        arrays["image_ids"], arrays["pred_bboxes_yxyx_pixels"], arrays["pred_classes"], arrays["pred_scores"]
-    )
+    names = ("image_ids", "pred_classes", "pred_scores", "pred_bboxes_yxyx_pixels")
+    columns = (torch.from_numpy(arrays[name]) for name in names)
+    recorded = [detection for picture in zip(*columns, strict=True) for detection in coco_results(*picture)]
     expected = cases["object_detection/all_images"]["detections"]
     assert len(recorded) == len(expected) > 50
     assert recorded == expected
