@@ -280,6 +280,15 @@ class TestRandomTransforms:
         found = transforms(make_record(), np.random.default_rng(0))
         assert sorted(found["labels"].tolist()) == [0, 0, 0, 1, 2, 3]
 
+    def test_without_flip_scale_and_order_only_the_padding_moves_boxes(self):
+        transforms = detection_training_transforms(
+            (40, 80), 3, use_flip=False, min_scale=1.0, max_scale=1.0, object_order="none"
+        )
+        record = make_record()  # 40 x 60 pixels: fits as it is
+        for seed in range(8):
+            found = transforms(record, np.random.default_rng(seed))
+            assert torch.allclose(found["boxes_yxyx"], record["boxes_yxyx"] * torch.tensor([1, 0.75, 1, 0.75]))
+
     @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1)])
     def test_extreme_pictures(self, size):
         transforms = detection_training_transforms((32, 32), 6)

@@ -402,6 +402,7 @@ def detection_training_transforms(
     *,
     min_scale: float = 0.3,
     max_scale: float = 2.0,
+    use_flip: bool = True,
     object_order: str = "random",
     use_noise_boxes: bool = True,
 ) -> Compose:
@@ -411,6 +412,7 @@ def detection_training_transforms(
         image_size (`tuple[int, int]`): (height, width) of the model input.
         max_instances_per_image (`int`): Object slots; missing ones are filled with noise boxes.
         min_scale, max_scale (`float`): Range of [`ScaleJitter`].
+        use_flip (`bool`): Mirror every other record.
         object_order (`str`): One of `OBJECT_ORDERS`.
         use_noise_boxes (`bool`): Fill missing slots with noise boxes instead of padding.
     Returns:
@@ -421,7 +423,7 @@ def detection_training_transforms(
         [
             ScaleJitter(image_size, min_scale, max_scale),
             FixedSizeCrop(image_size),
-            RandomHorizontalFlip(),
+            *([RandomHorizontalFlip()] if use_flip else []),
             Apply(filter_invalid_objects),
             OrderObjects(object_order),
             *([InjectNoiseBoxes(max_instances_per_image)] if use_noise_boxes else []),
