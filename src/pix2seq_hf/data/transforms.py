@@ -343,7 +343,7 @@ class FixedSizeCrop:
 
 
 class RandomHorizontalFlip:
-    """Mirror every other record."""
+    """Mirror half of the records, at random."""
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
         return flip_horizontally(record) if rng.random() > 0.5 else dict(record)
@@ -412,7 +412,7 @@ def detection_training_transforms(
         image_size (`tuple[int, int]`): (height, width) of the model input.
         max_instances_per_image (`int`): Object slots; missing ones are filled with noise boxes.
         min_scale, max_scale (`float`): Range of [`ScaleJitter`].
-        use_flip (`bool`): Mirror every other record.
+        use_flip (`bool`): Mirror half of the records, at random.
         object_order (`str`): One of `OBJECT_ORDERS`.
         use_noise_boxes (`bool`): Fill missing slots with noise boxes instead of padding.
     Returns:
