@@ -91,6 +91,7 @@ def build_generation_config(config) -> GenerationConfig:
             raise ValueError(f"unknown task {name!r} in config.tasks: known are {', '.join(TASKS)}")
         settings[str(TASKS[name].prompt_id)] = TASKS[name].generation_settings(config)
     generation_config = GenerationConfig.from_model_config(config)
+    generation_config._from_model_config = False  # a saved file with this mark loses its own fields when it is read
     generation_config.return_dict_in_generate = True
     generation_config.task_settings = settings
     return generation_config
