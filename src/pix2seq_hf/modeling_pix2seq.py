@@ -18,6 +18,7 @@ from transformers.modeling_outputs import (
     Seq2SeqModelOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -309,7 +310,7 @@ class Pix2SeqResNetEmbeddings(Pix2SeqImagePositions):
 
 def add_positions(embeddings: Pix2SeqImagePositions, tokens: torch.Tensor, grid_size: tuple[int, int]):
     """Add the positions to the image tokens, then put the class token, if there is one, in front."""
-    tokens = tokens + embeddings.positions(grid_size)
+    tokens = tokens + embeddings.positions(grid_size).to(tokens.dtype)
     if embeddings.config.use_class_token:
         tokens = torch.cat([embeddings.class_token.expand(tokens.shape[0], 1, -1), tokens], dim=1)
     return tokens, grid_size
@@ -336,7 +337,7 @@ class Pix2SeqProjection(Pix2SeqImagePositions):
         hidden_states = self.norm(self.linear(hidden_states))
         if self.config.projection_mode == "linear":
             return hidden_states
-        positions = self.positions(grid_size)
+        positions = self.positions(grid_size).to(hidden_states.dtype)
         if self.config.use_class_token:
             positions = nn.functional.pad(positions, (0, 0, 1, 0))  # nothing is added to the class token
         hidden_states = hidden_states + positions
@@ -566,6 +567,8 @@ class Pix2SeqModel(Pix2SeqPreTrainedModel):
 
     Source: `models/ar_model.py` of the reference implementation."""
 
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # a checkpoint with a head is what one loads this from
+
     def __init__(self, config: Pix2SeqConfig):
         super().__init__(config)
         self.encoder = Pix2SeqEncoder(config)
@@ -748,7 +751,7 @@ class Pix2SeqObjectDetectionOutput(ModelOutput):
     pred_boxes: torch.FloatTensor | None = None
 
 
-class Pix2SeqForObjectDetection(Pix2SeqForConditionalGeneration):
+class Pix2SeqForObjectDetection(Pix2SeqForConditionalGeneration, Pix2SeqGenerationMixin):
     r"""The same network for `pipeline("object-detection")`: without labels or tokens, `forward` decodes objects.
 
     Args:
@@ -805,6 +808,11 @@ class Pix2SeqForObjectDetection(Pix2SeqForConditionalGeneration):
         return Pix2SeqObjectDetectionOutput(
             scores=scores * has_name, labels=labels.where(has_name, names[0]), pred_boxes=boxes
         )
+
+
+# The pipeline looks for the class's name in this table, which registering the class does not extend; where the package
+# is installed it is there already, where this file came with a checkpoint it is not.
+MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.setdefault(Pix2SeqConfig.model_type, Pix2SeqForObjectDetection.__name__)
 
 
 __all__ = [
