@@ -24,6 +24,7 @@ from transformers.image_utils import (
     make_flat_list_of_images,
 )
 from transformers.processing_utils import ImagesKwargs
+from transformers.utils import is_torchvision_available
 
 # What Pillow's decoders raise for damaged files, beside OSError.
 DECODING_ERRORS = (
@@ -40,6 +41,9 @@ DECODING_ERRORS = (
 )
 # Sent with requests for pictures: some servers refuse Python's own name.
 USER_AGENT = "Mozilla/5.0 (compatible; pix2seq_hf)"
+# EXIF values of pictures that lie on their side: width and height change places.
+ORIENTATION_TAG = 0x0112
+LYING_ORIENTATIONS = (5, 6, 7, 8)
 # float32 pixels of a 16-bit picture on the scale of an 8-bit one: 65535 / 255.
 SIXTEEN_BIT_STEP = 257
 # Channel counts in the order in which an ambiguous array is read: (1, 5000, 3) is an RGB row, not a gray column.
@@ -86,7 +90,7 @@ def scale_boxes(boxes_yxyx: torch.Tensor, original_size: Sequence[int], target_s
         original_size (`Sequence[int]`): Height and width of the picture in pixels.
         target_size (`Sequence[int]`): Height and width of the padded network input in pixels.
     Returns:
-        `torch.FloatTensor` of shape `(num_boxes, 4)`: `xmin, ymin, xmax, ymax` in pixels, neither sorted nor clipped."""
+        `torch.FloatTensor` of shape `(num_boxes, 4)`: `xmin, ymin, xmax, ymax` in pixels, not sorted or clipped."""
     scale = torch.from_numpy(padding_scale(original_size, target_size)).to(boxes_yxyx.device)
     boxes_yxyx = boxes_yxyx.float() * scale.repeat(2)
     return boxes_yxyx[..., [1, 0, 3, 2]]
@@ -96,6 +100,21 @@ def pixel_size(image_size: Any) -> tuple[int, int]:
     """Height and width as two integers, from a tuple, a tensor row or an array."""
     height, width = image_size.tolist() if hasattr(image_size, "tolist") else image_size
     return int(height), int(width)
+
+
+def upright_size(image: Any, input_data_format: Any = None) -> tuple[int, int]:
+    r"""Height and width of a picture after it was turned upright.
+
+    Args:
+        image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): One picture.
+        input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"`; guessed where not given.
+    Returns:
+        `tuple[int, int]`."""
+    if isinstance(image, Image.Image):
+        is_lying = image.getexif().get(ORIENTATION_TAG, 1) in LYING_ORIENTATIONS
+        return image.size if is_lying else image.size[::-1]
+    is_last = (input_data_format or guess_channels(image.shape)) == ChannelDimension.LAST
+    return tuple(image.shape[:2] if is_last else image.shape[-2:])
 
 
 def open_image(source: Any, timeout: float | None = None) -> Image.Image:
@@ -198,7 +217,7 @@ def channels_first(image: Any, do_convert_rgb: bool | None, input_data_format: A
     r"""Bring one picture into the layout `(channels, height, width)`, uint8 or float32, as RGB if asked.
 
     Args:
-        image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): One picture, gray ones with or without a channel axis.
+        image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): One picture; gray ones may lack the channel axis.
         do_convert_rgb (`bool`, *optional*): Whether gray and transparent pictures become RGB.
         input_data_format (`str`, *optional*): `"channels_first"` or `"channels_last"`; guessed where not given.
     Returns:
@@ -242,13 +261,12 @@ def guess_channels(shape: Sequence[int]) -> ChannelDimension:
             if shape[-1] == count:
                 return ChannelDimension.LAST
     raise ValueError(
-        f"cannot tell the channels of a picture of shape {tuple(shape)}: give (height, width, 3) or (3, height, width), "
-        "or say which with input_data_format"
+        f"cannot tell the channels of a picture of shape {tuple(shape)}: give (height, width, 3) or (3, height, width)"
     )
 
 
 def eight_bit_scale(image: torch.Tensor) -> torch.Tensor:
-    """Bring integer pixels to the scale [0, 255]: uint8 stays, 16 bits and booleans are scaled, others become float32."""
+    """Bring integer pixels to the scale [0, 255]: uint8 stays, booleans and 16 bits are scaled, all others are cast."""
     if image.dtype == torch.uint8:
         return image
     scale = {torch.bool: 255.0, torch.uint16: 1 / SIXTEEN_BIT_STEP}.get(image.dtype, 1.0)
@@ -363,7 +381,8 @@ class Pix2SeqImages:
             if target_sizes is None:
                 boxes_xyxy = boxes[:, [1, 0, 3, 2]]
             else:
-                boxes_xyxy = scale_boxes(boxes, pixel_size(target_sizes[index]), (self.size.height, self.size.width))
+                input_size = self.size["height"], self.size["width"]
+                boxes_xyxy = scale_boxes(boxes, pixel_size(target_sizes[index]), input_size)
             results.append({"scores": scores[index][keep], "labels": labels[index][keep], "boxes": boxes_xyxy})
         return results
 
@@ -500,6 +519,11 @@ class Pix2SeqImageProcessorPil(Pix2SeqImages, PilBackend):
                 image = np.pad(image - shift, ((0, 0), (0, rows), (0, columns))) + shift
             processed.append(image)
         return BatchFeature({"pixel_values": processed}, tensor_type=return_tensors)
+
+
+def best_image_processor(**kwargs) -> Pix2SeqImages:
+    """The torchvision image processor with the given options, or the Pillow one where torchvision is missing."""
+    return Pix2SeqImageProcessor(**kwargs) if is_torchvision_available() else Pix2SeqImageProcessorPil(**kwargs)
 
 
 __all__ = ["Pix2SeqImageProcessor", "Pix2SeqImageProcessorPil"]
