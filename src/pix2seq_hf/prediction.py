@@ -9,7 +9,8 @@ In the output folder:
   NAME.png      every picture with its boxes, class names and scores
   results.json  the objects in COCO's results format: image_id, category_id, bbox (x, y, width, height), score
   images.json   which file each image_id is, and which name each category_id has, as a COCO file without annotations,
-                so that pycocotools reads both: COCO("images.json").loadRes("results.json")
+                so that pycocotools reads both: COCO("images.json").loadRes("results.json"); also the names of the
+                drawings, and what was malformed in what the model wrote
 
 An image_id is the number that a file is named after, as in COCO, if all are; else pictures are numbered from 1.
 Both JSON files are complete after every batch, so nothing is lost when the command is interrupted. A file that is no
@@ -200,7 +201,8 @@ def detect(
         max_objects (`int`, *optional*): Objects to write per picture, by default what the model was saved with.
     Returns:
         `list[dict]`, per picture: `scores` `(num_objects,)`, `labels` `(num_objects,)`, `boxes` `(num_objects, 4)` as
-        `left, top, right, bottom` in pixels, cut to the picture; boxes without area are left out."""
+        `left, top, right, bottom` in pixels, cut to the picture, boxes without area left out; `malformed` the kinds of
+        malformed slots in the generated sequence with their numbers."""
     inputs = processor(images=list(images), task="object_detection", return_tensors="pt").to(model.device)
     limit = {} if max_objects is None else {"max_new_tokens": 5 * max_objects}
     output = model.generate(**inputs, **limit)
@@ -222,6 +224,7 @@ def cut_to_picture(detections: Mapping[str, Any], size: tuple[int, int]) -> dict
         "scores": detections["scores"][has_area],
         "labels": detections["labels"][has_area],
         "boxes": boxes_xyxy[has_area],
+        "malformed": detections["malformed"],
     }
 
 
@@ -282,7 +285,7 @@ class DetectionFolder:
         image_id = self.image_ids[path]
         self.results.append(coco_results(image_id, labels, scores, boxes_xyxy[:, [1, 0, 3, 2]]))
         entry = {"id": image_id, "file_name": path.as_posix(), "width": image.width, "height": image.height}
-        self.images.append([{**entry, "drawing": target.name}])
+        self.images.append([{**entry, "drawing": target.name, "malformed": detections["malformed"]}])
         self.num_pictures += 1
 
     def free_name(self, stem: str) -> Path:
