@@ -181,14 +181,10 @@ class Pix2SeqGenerationMixin(GenerationMixin):
 
     def _record_finished(self, recorder: ClassScoreRecorder, sequences: torch.LongTensor, encoder_outputs):
         """Fill the recorder from one teacher-forced pass over finished sequences."""
-        last = torch.arange(
-            recorder.prompt_length + TOKENS_PER_OBJECT - 2,
-            sequences.shape[1] - 1,
-            TOKENS_PER_OBJECT,
-            device=sequences.device,
-        )
-        if not len(last):
+        first = recorder.prompt_length + TOKENS_PER_OBJECT - 2
+        if first >= sequences.shape[1] - 1:
             return
+        last = torch.arange(first, sequences.shape[1] - 1, TOKENS_PER_OBJECT, device=sequences.device)
         logits = self(
             encoder_outputs=(encoder_outputs[0],),
             decoder_input_ids=sequences[:, :-1],
@@ -221,6 +217,16 @@ class Pix2SeqGenerationMixin(GenerationMixin):
             return model_kwargs.pop("decoder_input_ids"), model_kwargs
         return super()._prepare_decoder_input_ids_for_generation(
             batch_size, model_input_name, model_kwargs, decoder_start_token_id, device
+        )
+
+    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, past_key_values=None, **kwargs):
+        # Continuing from a cache: tokens that reach beyond it are the whole sequence, of which the cache holds the start.
+        if next_sequence_length is None and kwargs.get("is_first_iteration") and past_key_values is not None:
+            past_length = int(past_key_values.get_seq_length())
+            if 0 < past_length < input_ids.shape[1]:
+                next_sequence_length = input_ids.shape[1] - past_length
+        return super().prepare_inputs_for_generation(
+            input_ids, next_sequence_length=next_sequence_length, past_key_values=past_key_values, **kwargs
         )
 
     @staticmethod

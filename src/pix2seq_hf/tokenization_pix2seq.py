@@ -135,7 +135,10 @@ def class_labels_and_scores(
         `(...)` in `[0, 1]`).
     Source: `task_utils.decode_object_seq_to_bbox` of the reference implementation."""
     probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32)
-    scores, labels = probabilities[..., base_vocab_shift:coord_vocab_shift].max(dim=-1)
+    classes = probabilities[..., base_vocab_shift:coord_vocab_shift]
+    if not classes.shape[-1]:  # a vocabulary without class tokens
+        return torch.zeros_like(probabilities[..., 0], dtype=torch.long), probabilities[..., 0]
+    scores, labels = classes.max(dim=-1)
     none_left = scores == 0
     return labels.masked_fill(none_left, 0), torch.where(none_left, probabilities[..., 0], scores)
 
