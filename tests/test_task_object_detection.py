@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from pix2seq_hf.task_base import Targets, resize_to, shift_right
 from pix2seq_hf.task_object_detection import (
     CLASS_LABEL_CORRUPTIONS,
+    CorruptionDraws,
     ObjectDetection,
     coco_results,
+    corrupt_class_tokens,
     draw_corruption,
     rescale_boxes,
 )
@@ -77,6 +79,27 @@ def test_corruption_touches_only_what_is_read(mode):
         "real_n_fake_cls": 10 <= fakes <= 30 and reals == 40 - fakes,
         "real_n_rand_n_fake_cls": 3 <= fakes <= 20 and 10 <= reals <= 30,
     }[mode]
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("none", [101, 102, 30, 0]),
+        ("rand_cls", [105, 106, 107, 0]),
+        ("rand_n_fake_cls", [105, 30, 107, 0]),  # random above one half
+        ("real_n_fake_cls", [30, 102, 30, 0]),  # true above one half
+        ("real_n_rand_n_fake_cls", [105, 30, 30, 0]),  # true above one half, for the third (a noise box) only
+    ],
+)
+def test_corruption_with_given_draws(mode, expected):
+    draws = CorruptionDraws(
+        class_offset=torch.tensor([5, 6, 7, 8]),
+        rand_n_fake=torch.tensor([0.75, 0.5, 0.75, 0.75]),
+        real_n_fake=torch.tensor([0.25, 0.75, 0.5, 0.75]),
+        real_n_rand_n_fake=torch.tensor([0.5, 0.25, 0.75, 0.75]),
+    )
+    tokens = torch.tensor([[101], [102], [30], [0]])
+    assert corrupt_class_tokens(tokens, draws, mode, VOCABULARY)[:, 0].tolist() == expected
 
 
 def test_every_corruption_draws_the_same_numbers():
