@@ -1,5 +1,6 @@
 """What is in a TensorFlow checkpoint of the reference: the only file that imports TensorFlow."""
 
+import glob
 import json
 import os
 import re
@@ -31,7 +32,7 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
     else:
         prefix = path.with_name(_FILE_ENDING.sub("", path.name))
     index = prefix.with_name(prefix.name + ".index")
-    shards = sorted(prefix.parent.glob(f"{_escape(prefix.name)}.data-?????-of-?????"))
+    shards = _list_shards(prefix)
     if not index.is_file():
         what = "has data but no index" if shards else "is neither a model directory nor a checkpoint"
         raise ValueError(f"{prefix} {what}: there is no file {index}")
@@ -43,6 +44,12 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
     if index.stat().st_size == 0:
         raise ValueError(f"the checkpoint {prefix} is damaged: {index} is empty; fetch it again")
     return prefix
+
+
+def is_checkpoint_path(path: str | os.PathLike) -> bool:
+    """Whether something of a checkpoint is at a path, be it complete or not."""
+    path = Path(path)
+    return path.exists() or path.with_name(path.name + ".index").exists() or bool(_list_shards(path))
 
 
 def parse_checkpoint_file(text: str) -> str:
@@ -95,7 +102,7 @@ def read_model_variables(prefix: str | os.PathLike) -> dict[str, np.ndarray]:
                 f"the names in it begin with {found}"
             )
         return {name.removesuffix(KEY_SUFFIX): reader.get_tensor(name) for name in sorted(names)}
-    except (tensorflow.errors.OpError, RuntimeError, SystemError) as error:
+    except (tensorflow.errors.OpError, RuntimeError, SystemError, IndexError) as error:  # TensorFlow raises all of them
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"the checkpoint {prefix} is damaged ({message}); fetch it again") from error
 
@@ -129,14 +136,14 @@ def _is_model_variable(key: str) -> bool:
 
 def _check_length(prefix: Path, reader, shapes: dict, dtypes: dict):
     """Refuse data files shorter than their tensors, also where the missing end is not part of the network."""
+    found = sum(shard.stat().st_size for shard in _list_shards(prefix))
     expected = sum(
         int(np.prod(shape, dtype=np.int64)) * dtypes[name].size
         for name, shape in shapes.items()
         if dtypes[name].name != "string"
     )
-    if _OBJECT_GRAPH in shapes:
+    if found >= expected and _OBJECT_GRAPH in shapes:
         expected += len(reader.get_tensor(_OBJECT_GRAPH))
-    found = sum(shard.stat().st_size for shard in prefix.parent.glob(f"{_escape(prefix.name)}.data-?????-of-?????"))
     if found < expected:
         raise ValueError(
             f"the checkpoint {prefix} is incomplete: its data has {found} bytes, its index speaks of at least "
@@ -144,8 +151,8 @@ def _check_length(prefix: Path, reader, shapes: dict, dtypes: dict):
         )
 
 
-def _escape(name: str) -> str:
-    return re.sub(r"([*?\[])", r"[\1]", name)
+def _list_shards(prefix: Path) -> list[Path]:
+    return sorted(prefix.parent.glob(f"{glob.escape(prefix.name)}.data-?????-of-?????"))
 
 
 def _import_tensorflow():

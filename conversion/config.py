@@ -99,6 +99,11 @@ def config_to_reference(config: Pix2SeqConfig) -> dict:
     return {"model": model, "task": tasks[0], "tasks": tasks, "train": {"loss_type": config.loss_type}}
 
 
+def writes_text(config: Pix2SeqConfig) -> bool:
+    """Whether a checkpoint has text tokens and so needs a tokenizer; that config.json names one does not tell."""
+    return "captioning" in config.tasks or config.vocab_size > config.text_vocab_shift
+
+
 def _task_section(name: str, config: Pix2SeqConfig) -> dict:
     section = {"name": name, "vocab_id": TASK_IDS[name], "image_size": list(config.image_size)}
     if name != "captioning":

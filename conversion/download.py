@@ -5,6 +5,7 @@ import json
 import os
 import re
 import ssl
+import sys
 import time
 import urllib.error
 import urllib.parse
@@ -145,7 +146,12 @@ class _Download:
     def run(self):
         failures, mismatches = 0, 0
         with tqdm(
-            desc=self.destination.name, unit="B", unit_scale=True, unit_divisor=1024, disable=not self.show_progress
+            desc=self.destination.name,
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            disable=not self.show_progress,
+            mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file needs fewer lines than a terminal
         ) as bar:
             while True:
                 size_before = self._size()

@@ -101,7 +101,7 @@ def _refuse_difference(expected: Iterable[str], found: Iterable[str], lacking: s
         raise ValueError("; ".join(problems))
 
 
-def _join(names: Iterable[str], limit: int = 8) -> str:
+def _join(names: Iterable[str], limit: int = 5) -> str:
     names = sorted(names)
     listed = ", ".join(map(repr, names[:limit]))
     return listed if len(names) <= limit else f"{listed} and {len(names) - limit} more ({len(names)} in all)"
