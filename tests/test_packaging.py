@@ -128,3 +128,20 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path):
             assert f"{package.replace('.', '/')}/{file.relative_to(folder).as_posix()}" in names, file
     assert any(name.endswith("/LICENSE") for name in names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"pix2seq_hf"}
+
+
+def test_readme_names_every_file():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for folder in FOLDERS.values():
+        for file in folder.rglob("*.py"):
+            name = file.relative_to(folder).as_posix()
+            if file.name != "__init__.py":
+                assert f"| `{name}` |" in text, f"README.md has no line for {name}"
+
+
+def test_readme_and_ci_use_the_same_commands():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    commands = re.findall(r"^run \w+ '(.+)'$", script, flags=re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        assert f"\n```sh\n{command}\n```\n" in (ROOT / "README.md").read_text(encoding="utf-8")
