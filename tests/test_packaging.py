@@ -17,8 +17,8 @@ FOLDERS = {"pix2seq_hf": ROOT / "src" / "pix2seq_hf", "pix2seq_hf.conversion": R
 
 # Names under which a distribution is imported, where it is not its own name.
 IMPORT_NAMES = {"pillow": "PIL", "pyyaml": "yaml", "protobuf": "google", "tensorflow-cpu": "tensorflow"}
-# Programs and plug-ins, which nothing imports; tensorboard is reached through accelerate's tracker.
-NOT_IMPORTED = {"ruff", "pytest-timeout", "setuptools", "tensorboard"}
+# Programs and plug-ins, which nothing imports: accelerate's tracker needs tensorboard, transformers' backend torchvision.
+NOT_IMPORTED = {"ruff", "pytest-timeout", "setuptools", "tensorboard", "torchvision"}
 
 
 @pytest.fixture(scope="module")
