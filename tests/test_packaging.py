@@ -17,7 +17,7 @@ FOLDERS = {"pix2seq_hf": ROOT / "src" / "pix2seq_hf", "pix2seq_hf.conversion": R
 
 # Names under which a distribution is imported, where it is not its own name.
 IMPORT_NAMES = {"pillow": "PIL", "pyyaml": "yaml", "protobuf": "google", "tensorflow-cpu": "tensorflow"}
-# Programs and plug-ins, which nothing imports: accelerate's tracker needs tensorboard, transformers' backend torchvision.
+# Programs and plug-ins, which nothing imports: tensorboard serves accelerate, torchvision transformers' image backend.
 NOT_IMPORTED = {"ruff", "pytest-timeout", "setuptools", "tensorboard", "torchvision"}
 
 
