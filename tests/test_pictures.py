@@ -169,3 +169,11 @@ def test_find_pictures_in_files_folders_and_patterns(tmp_path, monkeypatch):
     assert names("**/*.webp", "odd[1].jpg") == (["deep/c.webp", "odd[1].jpg"], [])
     assert names("b.jpg", "*.jpg", "./b.jpg")[0] == ["b.jpg", "odd[1].jpg"]
     assert names("*.tiff", "empty") == ([], ["*.tiff: matches no file", "empty: is a folder without pictures"])
+
+
+def test_damaged_exif_data_do_not_spoil_a_picture(tmp_path, two_colors):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    damaged = exif.tobytes().replace(b"MM\0*", b"M\xaf\0*")  # no longer the header that EXIF data begin with
+    two_colors.save(tmp_path / "damaged.webp", exif=damaged, lossless=True)
+    assert pixels_of(tmp_path / "damaged.webp").shape == (4, 8, 3)
