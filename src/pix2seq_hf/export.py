@@ -1,4 +1,4 @@
-"""How does a checkpoint folder carry its code, so that it loads with `trust_remote_code=True` where this is not installed.
+"""How does a checkpoint folder carry its code, so that it loads with `trust_remote_code=True` without this package?
 
 An explicit step, not part of `save_pretrained`: with code in it, a folder makes transformers ask whether to run it."""
 

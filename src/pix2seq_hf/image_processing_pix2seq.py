@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import group_images_by_shape, reorder_images
@@ -44,6 +44,16 @@ USER_AGENT = "Mozilla/5.0 (compatible; pix2seq_hf)"
 # EXIF values of pictures that lie on their side: width and height change places.
 ORIENTATION_TAG = 0x0112
 LYING_ORIENTATIONS = (5, 6, 7, 8)
+# How a picture of each EXIF orientation is turned upright.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # float32 pixels of a 16-bit picture on the scale of an 8-bit one: 65535 / 255.
 SIXTEEN_BIT_STEP = 257
 # Channel counts in the order in which an ambiguous array is read: (1, 5000, 3) is an RGB row, not a gray column.
@@ -102,6 +112,14 @@ def pixel_size(image_size: Any) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def orientation_of(image: Image.Image) -> int:
+    """EXIF orientation of a picture, 1 (upright) where it states none, or where its EXIF data are damaged."""
+    try:
+        return image.getexif().get(ORIENTATION_TAG, 1)
+    except (OSError, *DECODING_ERRORS):
+        return 1
+
+
 def upright_size(image: Any, input_data_format: Any = None) -> tuple[int, int]:
     r"""Height and width of a picture after it was turned upright.
 
@@ -111,7 +129,7 @@ def upright_size(image: Any, input_data_format: Any = None) -> tuple[int, int]:
     Returns:
         `tuple[int, int]`."""
     if isinstance(image, Image.Image):
-        is_lying = image.getexif().get(ORIENTATION_TAG, 1) in LYING_ORIENTATIONS
+        is_lying = orientation_of(image) in LYING_ORIENTATIONS
         return image.size if is_lying else image.size[::-1]
     is_last = (input_data_format or guess_channels(image.shape)) == ChannelDimension.LAST
     return tuple(image.shape[:2] if is_last else image.shape[-2:])
@@ -187,7 +205,8 @@ def rgb_array(image: Image.Image) -> np.ndarray:
         image (`PIL.Image.Image`): Any mode; the current frame of an animation.
     Returns:
         `np.ndarray` of shape `(height, width, 3)`: uint8, or float32 in [0, 255] for pictures of more than 8 bits."""
-    image = ImageOps.exif_transpose(image)
+    turn = TURNS.get(orientation_of(image))
+    image = image if turn is None else image.transpose(turn)
     if image.mode.startswith("I") or image.mode == "F":
         gray = _deep_gray(np.asarray(image), image.mode)
         return np.repeat(gray[..., None], 3, axis=-1)  # (height, width, 3)
@@ -425,6 +444,23 @@ class Pix2SeqImageProcessor(Pix2SeqImages, TorchvisionBackend):
         image = channels_first(image, do_convert_rgb, input_data_format).contiguous()
         return image if device is None else image.to(device)
 
+    def resize(self, image: torch.Tensor, size: SizeDict, resample: Any = None, **kwargs) -> torch.Tensor:
+        r"""Resize float pictures, antialiased when they shrink.
+
+        Args:
+            image (`torch.FloatTensor` of shape `(batch, channels, height, width)`): Pictures of one size.
+            size (`SizeDict`): `height` and `width` of the result.
+            resample (`PILImageResampling`, *optional*): The filter, bilinear where not given.
+        Returns:
+            `torch.FloatTensor` of shape `(batch, channels, size.height, size.width)`."""
+        if size.width > 1:
+            return super().resize(image, size, resample, antialias=True)
+        # torch 2.15 computes columns of one pixel width wrongly on the CPU, but not rows: lay the picture on its side,
+        # one axis after the other.
+        narrow = super().resize(image, SizeDict(height=image.shape[-2], width=1), resample, antialias=True)
+        lying = SizeDict(height=1, width=size.height)
+        return super().resize(narrow.mT.contiguous(), lying, resample, antialias=True).mT
+
     def _preprocess(
         self,
         images: list[torch.Tensor],
@@ -453,7 +489,7 @@ class Pix2SeqImageProcessor(Pix2SeqImages, TorchvisionBackend):
                 group = self.normalize(group, image_mean, image_std)
             if do_resize:
                 height, width = resized_size(group.shape[-2:], (size.height, size.width))
-                group = self.resize(group, SizeDict(height=height, width=width), resample, antialias=True)
+                group = self.resize(group, SizeDict(height=height, width=width), resample)
             if do_pad:
                 rows, columns = _padding_of(tuple(group.shape[-2:]), pad_size or size)
                 # Shift, pad with zeros, shift back: pixels carry the rounding that the reference's have.

@@ -80,7 +80,7 @@ def add_names(module: types.ModuleType):
 
 
 def register_auto_classes():
-    """Make AutoConfig, AutoModel, AutoModelForObjectDetection, AutoProcessor and so on know Pix2Seq; imports nothing."""
+    """Make AutoConfig, AutoModel, AutoProcessor and their siblings know Pix2Seq; imports nothing."""
     sys.modules.setdefault(f"transformers.models.{MODEL_TYPE}", LazyAlias(f"transformers.models.{MODEL_TYPE}"))
     waiting = set()
     for file_name in AUTO_TABLES:
