@@ -21,7 +21,7 @@ SOURCES = [path for folder in (ROOT / "src", ROOT / "conversion", ROOT / "script
            sorted(folder.rglob("*.py"))]  # fmt: skip
 ALL_FILES = SOURCES + sorted((ROOT / "tests").rglob("*.py"))
 
-# Which parts of the package a part may import; `cli`, `demo` and the scripts may import everything.
+# Which parts of the package a part may import; `cli`, `demo`, the scripts and `<part>/command.py` may import everything.
 MAY_IMPORT = {
     "flat": {"flat"},
     "data": {"data", "flat"},
@@ -61,7 +61,7 @@ def part_of(module):
         return "__init__"
     if (PACKAGE / f"{module[1]}.py") in FLAT_FILES:
         return "flat"
-    return module[1]
+    return "command" if module[-1] == "command" else module[1]
 
 
 def imports_of(path):

@@ -304,7 +304,7 @@ def test_boxes_are_cut_to_the_picture():
 def test_weights_of_nobody_are_never_downloaded(tmp_path, pictures, capfd):
     """A model is a folder: a name that looks like one of a hub is not asked for anywhere."""
     assert predict("google/pix2seq", tmp_path / "out", pictures) == 2
-    assert "google/pix2seq: no config.json there" in capfd.readouterr().err
+    assert "google/pix2seq: is no model folder" in capfd.readouterr().err
 
 
 def test_drawing_folder_marks_its_files(tmp_path):

@@ -70,10 +70,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what the options say and return the exit code: 0, or 1 if a picture was left out."""
     check_options(args)
-    if not os.path.isfile(os.path.join(args.model, "config.json")):
-        raise ValueError(
-            f"--model {args.model}: no config.json there; `pix2seq convert` and `pix2seq train` write a folder with it"
-        )
     paths, problems = find_pictures(args.pictures)
     model, processor = load_model(args.model, args.device)
     output = DetectionFolder(args.output, paths, model.config.id2label)
@@ -156,6 +152,11 @@ def load_model(folder: str, device: str = "auto"):
         `tuple[Pix2SeqForConditionalGeneration, Pix2SeqProcessor]`: The model in evaluation mode on the device.
     Raises:
         ValueError: If the folder holds another model, or its weights are missing, cut off, or do not fit."""
+    config = Path(folder, "config.json")
+    if not config.is_file():
+        advice = "`pix2seq convert` and `pix2seq train` write a folder with one"
+        raise ValueError(f"{folder}: is no model folder, there is no config.json in it; {advice}")
+
     from safetensors import SafetensorError
     from transformers.utils import logging
 
@@ -163,7 +164,6 @@ def load_model(folder: str, device: str = "auto"):
     from .modeling_pix2seq import Pix2SeqForConditionalGeneration
     from .processing_pix2seq import Pix2SeqProcessor
 
-    config = Path(folder, "config.json")
     try:
         model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
