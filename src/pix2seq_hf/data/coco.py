@@ -102,12 +102,11 @@ def read_coco(
     for image_id in kept:
         image = images[image_id]
         file_name = image["file_name"]
-        if file_name not in present and not (folder / split / file_name).is_file():
-            raise FileNotFoundError(
-                f"{folder / split / file_name}: missing picture, listed with id {image_id} in {path}"
-            )
+        picture = folder / split / file_name
+        if file_name not in present and not picture.is_file():
+            raise FileNotFoundError(f"{picture}: no such picture, but {path} lists it with id {image_id}")
         row = _to_row(image, objects.get(image_id, []))
-        row["image"] = {"path": str(folder / split / file_name), "bytes": None}
+        row["image"] = {"path": str(picture), "bytes": None}
         for name, value in row.items():
             rows[name].append(value)
 
@@ -252,9 +251,7 @@ def _group_objects(
     for item in annotations:
         name, box = item.get("id", "without id"), item.get("bbox")
         if item.get("image_id") not in images:
-            raise ValueError(
-                f"{path}: annotation {name} belongs to picture {item.get('image_id')}, which is not listed"
-            )
+            raise ValueError(f"{path}: annotation {name} is of picture {item.get('image_id')}, which is not listed")
         if item.get("category_id") not in id2label:
             raise ValueError(f"{path}: annotation {name} has category {item.get('category_id')}, which is not listed")
         is_box = isinstance(box, list) and len(box) == 4

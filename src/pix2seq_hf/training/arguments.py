@@ -1,0 +1,286 @@
+r"""What a training run is made of: typed settings, read from a YAML recipe and changed by `key=value`.
+
+The defaults are the reference's fine-tuning of ViT-B on COCO (`configs/config_det_finetune.py`).
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pix2seq_hf.configuration_pix2seq import PRESETS, Pix2SeqConfig
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    r"""Which network.
+
+    Args:
+        pretrained (`str`, *optional*): Model folder or Hub name to start from.
+        preset (`str`, *optional*): A released architecture for a new network, see `Pix2SeqConfig.from_preset`.
+        config (`dict`): Fields of `Pix2SeqConfig` that differ from the preset or from the pretrained model."""
+
+    pretrained: str | None = None
+    preset: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    r"""Which pictures, and how they are varied.
+
+    Args:
+        split (`str`): Split of the COCO folder.
+        image_ids (`list[int]`, *optional*): Train on these pictures only.
+        max_images (`int`, *optional*): Train on at most the first so many pictures.
+        min_scale, max_scale (`float`): Range of the scale jitter, as shares of the input size.
+        use_flip (`bool`): Mirror half of the samples.
+        object_order (`str`): Order of objects in a sequence: `"random"`, `"area"` or `"none"`.
+        use_noise_boxes (`bool`): Fill sequences up with noise boxes.
+        batch_duplicates (`int`): Copies of a picture in a batch, each varied on its own.
+        num_workers (`int`): Processes that prepare batches, per training process."""
+
+    split: str = "train2017"
+    image_ids: list[int] | None = None
+    max_images: int | None = None
+    min_scale: float = 0.3
+    max_scale: float = 2.0
+    use_flip: bool = True
+    object_order: str = "random"
+    use_noise_boxes: bool = True
+    batch_duplicates: int = 1
+    num_workers: int = 2
+
+
+@dataclass(frozen=True)
+class TaskArguments:
+    r"""How sequences of object detection are written and weighted.
+
+    Args:
+        class_label_corruption (`str`): What the decoder reads in place of the true classes.
+        noise_bbox_weight (`float`): Loss weight of the class token of a noise box.
+        eos_token_weight (`float`): Loss weight of padding."""
+
+    class_label_corruption: str = "rand_n_fake_cls"
+    noise_bbox_weight: float = 1.0
+    eos_token_weight: float = 0.1
+
+
+@dataclass(frozen=True)
+class OptimizationArguments:
+    r"""How weights move.
+
+    Args:
+        learning_rate (`float`): Peak rate, before scaling.
+        learning_rate_scaling (`str`): `"none"`, `"linear"` or `"sqrt"` with the batch size.
+        learning_rate_schedule (`str`): `"linear"`, `"cosine"`, `"cosine@r"`, `"exp@r"` or `"none"`.
+        warmup_epochs (`float`): Length of the warm-up, unless `warmup_steps` is given.
+        warmup_steps (`int`, *optional*): Length of the warm-up in optimiser steps.
+        tail_steps (`int`): Steps at the end that stay at the final rate.
+        end_lr_factor (`float`): Final rate as a share of the peak.
+        weight_decay (`float`): Decoupled decay per unit of learning rate.
+        exclude_from_weight_decay (`list[str]`): Regular expressions on parameter names; the reference excludes none.
+        beta1, beta2, eps (`float`): Of AdamW.
+        max_grad_norm (`float`, *optional*): Clip gradients to this global norm; the reference does not."""
+
+    learning_rate: float = 3e-5
+    learning_rate_scaling: str = "none"
+    learning_rate_schedule: str = "linear"
+    warmup_epochs: float = 2.0
+    warmup_steps: int | None = None
+    tail_steps: int = 0
+    end_lr_factor: float = 0.01
+    weight_decay: float = 0.05
+    exclude_from_weight_decay: list[str] = field(default_factory=list)
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    max_grad_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class LoopArguments:
+    r"""How long, how much at once, what is kept.
+
+    Args:
+        batch_size (`int`): Pictures per optimiser step, over all processes and accumulated batches.
+        epochs (`float`): Length of the run, unless `steps` is given.
+        steps (`int`, *optional*): Length of the run in optimiser steps.
+        gradient_accumulation_steps (`int`): Parts that the batch of a step is cut into, one after the other.
+        mixed_precision (`str`): `"no"`, `"bf16"` or `"fp16"`.
+        gradient_checkpointing (`bool`): Compute activations twice instead of keeping them.
+        checkpoint_steps (`int`, *optional*): Save a checkpoint every so many steps.
+        log_steps (`int`): Write to the log every so many steps.
+        seed (`int`): Decides everything random."""
+
+    batch_size: int = 32
+    epochs: float = 40.0
+    steps: int | None = None
+    gradient_accumulation_steps: int = 1
+    mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    checkpoint_steps: int | None = None
+    log_steps: int = 10
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All settings of a run, one section each."""
+
+    model: ModelArguments = field(default_factory=ModelArguments)
+    data: DataArguments = field(default_factory=DataArguments)
+    task: TaskArguments = field(default_factory=TaskArguments)
+    optimization: OptimizationArguments = field(default_factory=OptimizationArguments)
+    training: LoopArguments = field(default_factory=LoopArguments)
+
+    def __post_init__(self):
+        if self.model.pretrained and self.model.preset:
+            raise ValueError(
+                f"model.pretrained ({self.model.pretrained}) and model.preset ({self.model.preset}) exclude each other"
+            )
+        if self.model.preset and self.model.preset not in PRESETS:
+            raise ValueError(f"model.preset {self.model.preset!r} is unknown: choose one of {', '.join(PRESETS)}")
+        if self.training.mixed_precision not in ("no", "bf16", "fp16"):
+            raise ValueError(f"training.mixed_precision {self.training.mixed_precision!r}: use no, bf16 or fp16")
+        for name, value, smallest in (
+            ("data.max_images", self.data.max_images, 1),
+            ("data.batch_duplicates", self.data.batch_duplicates, 1),
+            ("data.num_workers", self.data.num_workers, 0),
+            ("optimization.warmup_steps", self.optimization.warmup_steps, 0),
+            ("training.batch_size", self.training.batch_size, 1),
+            ("training.steps", self.training.steps, 1),
+            ("training.gradient_accumulation_steps", self.training.gradient_accumulation_steps, 1),
+            ("training.checkpoint_steps", self.training.checkpoint_steps, 1),
+            ("training.log_steps", self.training.log_steps, 1),
+            ("training.seed", self.training.seed, 0),
+        ):
+            if value is not None and value < smallest:
+                raise ValueError(f"{name} is {value}, it must be at least {smallest}")
+        parts = self.training.gradient_accumulation_steps
+        if self.training.batch_size % parts:
+            raise ValueError(
+                f"training.batch_size {self.training.batch_size} is not divisible by "
+                f"training.gradient_accumulation_steps {parts}"
+            )
+
+    def total_steps(self, num_images: int) -> int:
+        """Optimiser steps of the run on `num_images` pictures."""
+        return self.training.steps or max(int(num_images * self.training.epochs) // self.training.batch_size, 1)
+
+    def warmup_steps(self, num_images: int) -> int:
+        """Optimiser steps of the warm-up on `num_images` pictures."""
+        if self.optimization.warmup_steps is not None:
+            return self.optimization.warmup_steps
+        return round(self.optimization.warmup_epochs * num_images // self.training.batch_size)
+
+
+def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    r"""Read a recipe and change it.
+
+    Args:
+        name (`str` or `Path`): A recipe that ships with the package, or the path of a YAML file.
+        overrides (`Iterable[str]`): Like `"training.batch_size=8"`; the value is YAML.
+    Returns:
+        [`Recipe`].
+    Raises:
+        OSError: If there is no such recipe.
+        ValueError: If a key is unknown (the message has the nearest one) or a value is of the wrong type."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        path = RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(list_recipes())
+        raise FileNotFoundError(f"{name}: no such recipe (recipes of the package: {known}; or give a .yaml file)")
+    settings = _parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: a recipe has sections such as 'training:' with settings in them")
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise ValueError(f"--set {override}: write key=value, for instance training.batch_size=8")
+        _assign(settings, key.strip().split("."), _parse_yaml(value, f"--set {override}"), override)
+    return build_recipe(settings, str(path))
+
+
+def list_recipes() -> list[str]:
+    """Return the names of the recipes that ship with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def build_recipe(settings: Mapping[str, Any], source: str = "recipe") -> Recipe:
+    """Build a [`Recipe`] from nested settings; `source` begins the error messages."""
+    _refuse_unknown(settings, [item.name for item in dataclasses.fields(Recipe)], "", source)
+    sections = {}
+    for section in dataclasses.fields(Recipe):
+        given = settings.get(section.name) or {}
+        if not isinstance(given, Mapping):
+            raise ValueError(f"{source}: {section.name} must be a section with settings in it, not {given!r}")
+        hints = typing.get_type_hints(section.type)
+        _refuse_unknown(given, hints, f"{section.name}.", source)
+        values = {name: _convert(value, hints[name], f"{section.name}.{name}", source) for name, value in given.items()}
+        sections[section.name] = section.type(**values)
+    known = [item.name for item in dataclasses.fields(Pix2SeqConfig)]
+    _refuse_unknown(sections["model"].config, known, "model.config.", source)
+    return Recipe(**sections)
+
+
+def save_recipe(recipe: Recipe, path: str | Path) -> None:
+    """Write every setting of a recipe as YAML; [`load_recipe`] reads it back."""
+    Path(path).write_text(yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False), encoding="utf-8")
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from error
+
+
+def _assign(settings: dict, keys: list[str], value: Any, override: str) -> None:
+    """Set `settings[a][b] = value` for keys `a.b`, making the sections on the way."""
+    for key in keys[:-1]:
+        inner = settings.get(key)
+        if inner is None:
+            inner = settings[key] = {}
+        if not isinstance(inner, dict):
+            raise ValueError(f"--set {override}: {key} has no settings in it")
+        settings = inner
+    settings[keys[-1]] = value
+
+
+def _refuse_unknown(given: Iterable[str], known: Iterable[str], prefix: str, source: str) -> None:
+    known = list(known)
+    for name in given:
+        if name not in known:
+            nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"{source}: unknown setting {prefix}{name}; did you mean {prefix}{nearest}?")
+
+
+def _convert(value: Any, hint: Any, name: str, source: str) -> Any:
+    """Check a YAML value against the type of its field."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and types.NoneType in kinds:
+        return None
+    kind = typing.get_origin(kinds[0]) or kinds[0]
+    if kind is float and not isinstance(value, bool):
+        with contextlib.suppress(TypeError, ValueError):
+            return float(value)  # a whole number too, or a text such as 3e-5, which YAML takes for a word
+    if kind is str and value is False:
+        return "no"  # which YAML takes for false
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        if kind is list:
+            (inner,) = typing.get_args(kinds[0])
+            return [_convert(item, inner, name, source) for item in value]
+        return value
+    expected = {float: "a number", int: "a whole number", bool: "true or false", str: "text", list: "a list"}
+    raise ValueError(f"{source}: {name} must be {expected.get(kind, 'a section')}, not {value!r}")
