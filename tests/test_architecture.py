@@ -21,7 +21,7 @@ SOURCES = [path for folder in (ROOT / "src", ROOT / "conversion", ROOT / "script
            sorted(folder.rglob("*.py"))]  # fmt: skip
 ALL_FILES = SOURCES + sorted((ROOT / "tests").rglob("*.py"))
 
-# Which parts of the package a part may import; `cli`, `demo`, the scripts and `<part>/command.py` may import everything.
+# Which parts of the package a part may import; `cli`, `demo`, the scripts and `*/command.py` may import everything.
 MAY_IMPORT = {
     "flat": {"flat"},
     "data": {"data", "flat"},
@@ -183,7 +183,8 @@ def test_files_answer_one_question(path):
     text = path.read_text(encoding="utf-8")
     assert path.stem.removeprefix("test_") not in {"utils", "misc", "helpers", "common"}
     assert len(text.splitlines()) <= 800, f"{name_of(path)} is answering two questions"
-    assert ast.get_docstring(tree_of(path)), f"{name_of(path)} does not say which question it answers"
+    if path in SOURCES:
+        assert ast.get_docstring(tree_of(path)), f"{name_of(path)} does not say which question it answers"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.name)
