@@ -220,7 +220,7 @@ class Pix2SeqGenerationMixin(GenerationMixin):
         )
 
     def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, past_key_values=None, **kwargs):
-        # Continuing from a cache: tokens that reach beyond it are the whole sequence, of which the cache holds the start.
+        # Continuing from a cache: tokens that reach beyond it are the whole sequence; the cache holds its start.
         if next_sequence_length is None and kwargs.get("is_first_iteration") and past_key_values is not None:
             past_length = int(past_key_values.get_seq_length())
             if 0 < past_length < input_ids.shape[1]:

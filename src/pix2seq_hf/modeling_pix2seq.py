@@ -24,44 +24,17 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_pix2seq import Pix2SeqConfig
-from .generation_pix2seq import Pix2SeqGenerationMixin
+from .generation_pix2seq import DETECTION_PROMPT, TOKENS_PER_OBJECT, Pix2SeqGenerationMixin
 from .loss_pix2seq import sequence_loss, shift_right
-from .modeling_pix2seq_resnet import Pix2SeqBatchNorm, Pix2SeqResNet, Pix2SeqResNetBlock
+from .modeling_pix2seq_embeddings import (
+    Pix2SeqImagePositions,
+    Pix2SeqResNetEmbeddings,
+    Pix2SeqViTEmbeddings,
+    sine_positions_1d,
+    sine_positions_2d,
+)
+from .modeling_pix2seq_resnet import Pix2SeqBatchNorm
 from .tokenization_pix2seq import Pix2SeqVocabulary
-
-
-def sine_positions_1d(length: int, dim: int) -> torch.Tensor:
-    r"""Sine and cosine codes of positions that are spread over one turn.
-
-    Args:
-        length (`int`): Number of positions.
-        dim (`int`): Width; the first half holds the sines, the second the cosines.
-    Returns:
-        `torch.FloatTensor` of shape `(length, dim)`.
-
-    Source: `get_1d_position_codes` of the reference implementation; for one position it divides 0 by 0, here the
-    position is 0."""
-    positions = torch.arange(length, dtype=torch.float32) / max(length - 1, 1) * 6.2831852
-    rates = 1 / torch.pow(10000.0, 2 * (torch.arange(dim) // 2).float() / dim)
-    angles = positions[:, None] * rates
-    return torch.cat([angles[:, 0::2].sin(), angles[:, 1::2].cos()], dim=-1)
-
-
-def sine_positions_2d(num_rows: int, num_columns: int, dim: int) -> torch.Tensor:
-    r"""Sine codes of a grid: the row's code in the first half of the width, the column's in the second.
-
-    Args:
-        num_rows, num_columns (`int`): Size of the grid; a single row or column gets the code of a line.
-        dim (`int`): Width.
-    Returns:
-        `torch.FloatTensor` of shape `(num_rows * num_columns, dim)`, row by row.
-
-    Source: `add_vis_pos_emb` and `get_2d_position_codes` of the reference implementation."""
-    if num_rows == 1 or num_columns == 1:
-        return sine_positions_1d(num_rows * num_columns, dim)
-    rows = sine_positions_1d(num_rows, dim // 2)[:, None].expand(-1, num_columns, -1)
-    columns = sine_positions_1d(num_columns, dim // 2)[None].expand(num_rows, -1, -1)
-    return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
 def drop_path(hidden_states: torch.Tensor, drop_rate: float, training: bool) -> torch.Tensor:
@@ -113,6 +86,10 @@ class Pix2SeqAttention(nn.Module):
         self.k_proj = nn.Linear(hidden_size, inner_size)
         self.v_proj = nn.Linear(hidden_size, inner_size)
         self.out_proj = nn.Linear(inner_size, hidden_size)
+        # Keras takes the fans of the three-dimensional kernels (size, heads, head_dim) and (heads, head_dim, size).
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            projection.initial_bound = math.sqrt(6 / (hidden_size * (num_heads + self.head_dim)))
+        self.out_proj.initial_bound = math.sqrt(6 / (num_heads * (self.head_dim + hidden_size)))
 
     def forward(
         self,
@@ -247,75 +224,6 @@ class Pix2SeqDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + drop_path(update, self.drop_path_rate, self.training)
 
 
-class Pix2SeqImagePositions(nn.Module):
-    """Base of the two modules that add positions to image tokens: a parameter if learned, else a sine table."""
-
-    def make_position_embeddings(self, config: Pix2SeqConfig, dim: int):
-        self.config = config
-        table = torch.zeros(config.grid_size[0] * config.grid_size[1], dim)
-        if config.position_encoding == "learned":
-            self.position_embeddings = nn.Parameter(table)
-        else:
-            self.register_buffer("position_embeddings", sine_positions_2d(*config.grid_size, dim), persistent=False)
-
-    def positions(self, grid_size: tuple[int, int]) -> torch.Tensor:
-        """Positions `(num_rows * num_columns, dim)` of a grid; sine codes exist for every grid."""
-        if grid_size == self.config.grid_size:
-            return self.position_embeddings
-        if self.config.position_encoding == "learned":
-            raise ValueError(
-                f"the picture gives a grid of {grid_size} tokens, but the model has learned positions for "
-                f"{self.config.grid_size}: resize pictures to {self.config.image_size}"
-            )
-        return sine_positions_2d(*grid_size, self.position_embeddings.shape[-1]).to(self.position_embeddings)
-
-
-class Pix2SeqViTEmbeddings(Pix2SeqImagePositions):
-    """Patches of the picture as tokens."""
-
-    def __init__(self, config: Pix2SeqConfig):
-        super().__init__()
-        self.patch_embeddings = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
-        )
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        if config.use_class_token:
-            self.class_token = nn.Parameter(torch.zeros(1, config.hidden_size))
-        self.make_position_embeddings(config, config.hidden_size)
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        features = self.patch_embeddings(pixel_values)
-        return add_positions(self, self.norm(features.flatten(2).transpose(1, 2)), tuple(features.shape[-2:]))
-
-
-class Pix2SeqResNetEmbeddings(Pix2SeqImagePositions):
-    """Pixels of a ResNet's last feature map as tokens."""
-
-    def __init__(self, config: Pix2SeqConfig):
-        super().__init__()
-        self.backbone = Pix2SeqResNet(config)
-        self.drop_units_rate = config.drop_units_rate
-        self.projection = nn.Linear(self.backbone.out_channels, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        if config.use_class_token:
-            self.class_token = nn.Parameter(torch.zeros(1, config.hidden_size))
-        self.make_position_embeddings(config, config.hidden_size)
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        features = self.backbone(pixel_values)
-        tokens = features.flatten(2).transpose(1, 2)  # (batch, num_rows * num_columns, channels)
-        tokens = nn.functional.dropout(tokens, p=self.drop_units_rate, training=self.training)
-        return add_positions(self, self.norm(self.projection(tokens)), tuple(features.shape[-2:]))
-
-
-def add_positions(embeddings: Pix2SeqImagePositions, tokens: torch.Tensor, grid_size: tuple[int, int]):
-    """Add the positions to the image tokens, then put the class token, if there is one, in front."""
-    tokens = tokens + embeddings.positions(grid_size).to(tokens.dtype)
-    if embeddings.config.use_class_token:
-        tokens = torch.cat([embeddings.class_token.expand(tokens.shape[0], 1, -1), tokens], dim=1)
-    return tokens, grid_size
-
-
 class Pix2SeqProjection(Pix2SeqImagePositions):
     """From the encoder's width to the decoder's; modes `linear_p` and `mlp` add positions once more."""
 
@@ -363,9 +271,19 @@ class Pix2SeqPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         """Initial weights as Keras draws them for the reference."""
+        # The library initialises a module only through its own parameters, so a module whose weights differ from the
+        # rule of its class carry their own: `initial_bound` (uniform), `initial_std` (truncated normal), `initial_weight`.
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight)
+            if hasattr(module, "initial_std"):
+                for table in (module.weight, module.bias):
+                    if table is not None:
+                        self._init_table(table, module.initial_std)
+                return
+            if hasattr(module, "initial_bound"):
+                init.uniform_(module.weight, -module.initial_bound, module.initial_bound)
+            else:
+                init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
@@ -375,36 +293,27 @@ class Pix2SeqPreTrainedModel(PreTrainedModel):
             else:
                 init.lecun_normal_(module.weight)
         elif isinstance(module, nn.Embedding):
-            init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
-        elif isinstance(module, (nn.LayerNorm, Pix2SeqBatchNorm)):
+            self._init_table(module.weight, std)
+        elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-            if isinstance(module, Pix2SeqBatchNorm):
-                init.zeros_(module.running_mean)
-                init.ones_(module.running_var)
-        elif isinstance(module, Pix2SeqResNetBlock):
-            init.zeros_(module.convs[-1].norm.weight)  # a new block is the identity
-        elif isinstance(module, Pix2SeqAttention):
-            # Keras takes the fans of the three-dimensional kernels (size, heads, head_dim) and (heads, head_dim, size).
-            size, heads, head_dim = module.q_proj.in_features, module.num_heads, module.head_dim
-            bound = math.sqrt(6 / (size * (heads + head_dim)))
-            for projection in (module.q_proj, module.k_proj, module.v_proj):
-                init.uniform_(projection.weight, -bound, bound)
-            bound = math.sqrt(6 / (heads * (head_dim + size)))
-            init.uniform_(module.out_proj.weight, -bound, bound)
+        elif isinstance(module, Pix2SeqBatchNorm):
+            init.constant_(module.weight, module.initial_weight)
+            init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
         elif isinstance(module, (Pix2SeqImagePositions, Pix2SeqDecoder)):
             self._init_positions(module, std)
             if getattr(module, "class_token", None) is not None:
-                init.trunc_normal_(module.class_token, std=std, a=-2 * std, b=2 * std)
-        elif isinstance(module, Pix2SeqForConditionalGeneration):
-            init.trunc_normal_(module.lm_head.weight, std=std, a=-2 * std, b=2 * std)
-            if module.lm_head.bias is not None:
-                init.trunc_normal_(module.lm_head.bias, std=std, a=-2 * std, b=2 * std)
+                self._init_table(module.class_token, std)
+
+    def _init_table(self, table, std):
+        init.trunc_normal_(table, std=std, a=-2 * std, b=2 * std)
 
     def _init_positions(self, module, std):
         table = getattr(module, "position_embeddings", None)
         if isinstance(table, nn.Parameter):
-            init.trunc_normal_(table, std=std, a=-2 * std, b=2 * std)
+            self._init_table(table, std)
         elif table is not None:  # a sine table: models are built on the meta device, which leaves it empty
             if isinstance(module, Pix2SeqDecoder):
                 init.copy_(table, sine_positions_1d(*table.shape))
@@ -657,6 +566,7 @@ class Pix2SeqForConditionalGeneration(Pix2SeqPreTrainedModel, Pix2SeqGenerationM
         super().__init__(config)
         self.model = Pix2SeqModel(config)
         self.lm_head = nn.Linear(config.decoder_hidden_size, config.vocab_size, bias=config.use_output_bias)
+        self.lm_head.initial_std = config.initializer_range
         self.post_init()
 
     def get_input_embeddings(self):
@@ -798,9 +708,12 @@ class Pix2SeqForObjectDetection(Pix2SeqForConditionalGeneration, Pix2SeqGenerati
     @torch.no_grad()
     def _detect(self, pixel_values, encoder_outputs) -> Pix2SeqObjectDetectionOutput:
         inputs = {} if encoder_outputs is None else {"encoder_outputs": encoder_outputs}
+        if not self._task_settings(DETECTION_PROMPT, {}):  # a model that was built, not loaded
+            inputs["max_new_tokens"] = TOKENS_PER_OBJECT * self.config.max_instances_per_image
         output = self.generate(pixel_values=pixel_values, return_dict_in_generate=True, **inputs)
         labels, scores = output["class_labels"], output["class_scores"]
-        tokens = output.sequences[:, 1 : 1 + 5 * labels.shape[1]].unflatten(1, (-1, 5))  # (batch, num_objects, 5)
+        tokens = output.sequences[:, 1 : 1 + TOKENS_PER_OBJECT * labels.shape[1]]
+        tokens = tokens.unflatten(1, (-1, TOKENS_PER_OBJECT))  # (batch, num_objects, 5)
         boxes = Pix2SeqVocabulary.from_config(self.config).decode_boxes(tokens[..., :4])
         # A class without a name could only be reported by number: its score becomes 0, which no threshold lets pass.
         names = torch.tensor(sorted(self.config.id2label), device=labels.device)

@@ -23,6 +23,8 @@ class Pix2SeqBatchNorm(nn.Module):
     PyTorch's running variance is the unbiased one; on the small maps at the end of a ResNet the two differ by
     percents after a few steps. Source: `BatchNormRelu` of the reference implementation (momentum 0.9, epsilon 1e-5)."""
 
+    initial_weight = 1.0
+
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1):
         super().__init__()
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
@@ -132,6 +134,7 @@ class Pix2SeqResNetBlock(nn.Module):
                 Pix2SeqConvNorm(width, width, 3, use_relu=False),
             ]
         self.convs = nn.ModuleList(convs)
+        self.convs[-1].norm.initial_weight = 0.0  # a new block adds nothing to its input
         self.shortcut = None
         if use_projection:
             self.shortcut = Pix2SeqResNetShortcut(in_channels, out_channels, stride, use_pooling=sk_ratio > 0)
