@@ -272,7 +272,7 @@ class Pix2SeqPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module):
         """Initial weights as Keras draws them for the reference."""
         # The library initialises a module only through its own parameters, so a module whose weights differ from the
-        # rule of its class carry their own: `initial_bound` (uniform), `initial_std` (truncated normal), `initial_weight`.
+        # rule of its class carry their own: `initial_bound` (uniform), `initial_std` (normal) or `initial_weight`.
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
             if hasattr(module, "initial_std"):
