@@ -1,0 +1,213 @@
+"""benchmarks/: the same code paths with a tiny model. Nothing here depends on how fast the machine is."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.modeling_outputs import BaseModelOutput
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+TINY = {
+    "image_size": 32,
+    "vocab_size": 2100,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "decoder_hidden_size": 32,
+    "decoder_num_hidden_layers": 2,
+    "decoder_num_attention_heads": 4,
+    "decoder_intermediate_size": 64,
+    "initializer_range": 0.5,  # so that greedy sequences vary
+}
+
+
+@pytest.fixture(scope="module")
+def decode():
+    """The module `benchmarks/decode.py`, imported as running the file does."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import decode
+
+        yield decode
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture
+def tiny_cases(decode, monkeypatch):
+    """The table of cases with two pictures of a tiny model, and a machine that is measured in no time."""
+    cases = {"tiny": decode.Case("two pictures", 2, TINY), "other": decode.Case("one picture", 1, TINY)}
+    monkeypatch.setattr(decode, "CASES", cases)
+    quick = decode.measure_machine
+    monkeypatch.setattr(decode, "measure_machine", lambda: quick(num_megabytes=1, matrix_size=16, num_runs=1))
+    return cases
+
+
+@pytest.fixture
+def tiny_model(decode):
+    torch.manual_seed(0)
+    return decode.build_model(decode.Case("", 1, TINY))
+
+
+def encode(model, batch):
+    with torch.no_grad():
+        return model.get_encoder()(torch.rand(batch, 3, 32, 32)).last_hidden_state
+
+
+class TestReferenceDecoder:
+    @pytest.mark.parametrize("num_sequences", [1, 3])
+    @pytest.mark.parametrize("prompt_length", [1, 4])
+    def test_greedy_tokens_and_logits_are_those_of_generate(self, decode, tiny_model, num_sequences, prompt_length):
+        encoded = encode(tiny_model, 2)
+        prompts = torch.randint(100, 2100, (2, num_sequences, prompt_length))
+        prompts[..., 0] = 10
+        output = tiny_model.generate(
+            encoder_outputs=BaseModelOutput(encoded),
+            decoder_input_ids=prompts,
+            do_sample=False,
+            max_new_tokens=9,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        rows = 2 * num_sequences
+        reference = decode.ReferenceDecoder(tiny_model, encoded, rows, prompt_length + 9)
+        reference.start(prompts.flatten(0, 1), decode.choose_best)
+        for position in range(prompt_length, prompt_length + 8):
+            reference.step(position, decode.choose_best)
+
+        assert output.sequences.unique().numel() > 5
+        assert torch.equal(reference.tokens.T, output.sequences)
+        torch.testing.assert_close(reference.logits[prompt_length:], torch.stack(output.logits), atol=1e-4, rtol=0)
+
+    def test_steps_may_be_taken_at_any_place_of_a_sequence_that_was_read(self, decode, tiny_model):
+        encoded = encode(tiny_model, 2)
+        tokens = torch.randint(100, 2100, (2, 20))
+        reference = decode.ReferenceDecoder(tiny_model, encoded, 2, 21)
+        reference.start(tokens, decode.choose_best)
+        with torch.no_grad():
+            expected = tiny_model(encoder_outputs=BaseModelOutput(encoded), decoder_input_ids=tokens).logits
+        for position in (0, 7, 19):
+            reference.tokens[:20] = tokens.T
+            reference.step(position, decode.choose_best)
+            torch.testing.assert_close(reference.logits[position + 1], expected[:, position], atol=1e-4, rtol=0)
+
+
+class TestCheck:
+    def test_equal_ways_pass(self, decode, tiny_model):
+        assert 0 <= decode.check_equal(tiny_model, encode(tiny_model, 2), 8) <= 1e-4
+
+    def test_different_ways_are_refused(self, decode, tiny_model, monkeypatch):
+        step = decode.ReferenceDecoder.step
+
+        def step_from_wrong_place(self, position, choose):
+            step(self, position, choose)
+            self.logits[position + 1] += 1e-3
+
+        monkeypatch.setattr(decode.ReferenceDecoder, "step", step_from_wrong_place)
+        with pytest.raises(ValueError, match=r"disagree: logits differ by 0\.001"):
+            decode.check_equal(tiny_model, encode(tiny_model, 2), 8)
+
+
+class TestWork:
+    def test_released_detector(self, decode):
+        """The sums of the README's limit, by hand: ViT-B at 640, 6 decoder layers of 512 and 2048, float32."""
+        with torch.device("meta"):
+            model = decode.Pix2SeqForConditionalGeneration(decode.Pix2SeqConfig.from_preset("vit-b", vocab_size=35000))
+        attention = 4 * (512 * 512 + 512) + 2 * (512 * 512 + 512)  # self; cross without keys and values
+        layer = attention + 512 * 2048 + 2048 + 2048 * 512 + 512 + 3 * 2 * 512
+        weights = 6 * layer + 2 * 512
+        picture = 6 * 2 * 1600 * 512
+        output = 7800 * 512  # rows: four times 1,000 bins and once 35,000 words, divided by five
+        work = decode.step_work(model, 1600, num_pictures=8, num_rows=16)
+        assert work.weight_bytes == 4 * weights
+        assert work.picture_bytes == 4 * 8 * picture
+        assert work.output_bytes == 4 * output
+        assert work.flops == 2 * 16 * (weights + picture + output)
+
+    def test_limit_is_the_slower_of_reading_and_computing(self, decode):
+        work = decode.StepWork(weight_bytes=50, picture_bytes=30, output_bytes=20.0, flops=1000.0)
+        assert work.limit(decode.MachineSpeed(bytes_per_second=10.0, flops_per_second=1000.0)) == 10.0
+        assert work.limit(decode.MachineSpeed(bytes_per_second=1000.0, flops_per_second=10.0)) == 100.0
+
+    def test_best_of_two_measurements(self, decode):
+        speed = decode.MachineSpeed(10.0, 20.0).best_of(decode.MachineSpeed(30.0, 5.0))
+        assert speed == decode.MachineSpeed(30.0, 20.0)
+
+
+def test_positions_are_spread_over_the_sequence(decode):
+    assert decode.spread_positions(500, 5) == [50, 150, 250, 350, 450]
+    assert decode.spread_positions(3, 10) == [0, 1, 2]
+
+
+def test_table_has_the_cases_that_the_readme_quotes(decode):
+    sizes = {(case.preset, case.batch, case.overrides["vocab_size"]) for case in decode.CASES.values()}
+    assert sizes == {("vit-b", batch, size) for batch in (1, 8) for size in (3000, 35000)}
+    assert all(decode.build_parser().parse_args(["--case", name]).case == [name] for name in decode.CASES)
+
+
+def test_all_cases_are_measured_and_written(decode, tiny_cases, tmp_path, capsys):
+    random_state = torch.random.get_rng_state()
+    path = tmp_path / "speed.json"
+    arguments = ["--tokens", "12", "--repetitions", "2", "--reference-steps", "3", "--json", str(path)]
+    assert decode.main(arguments) == 0
+
+    written = json.loads(path.read_text())
+    assert [case["case"] for case in written["cases"]] == ["tiny", "other"]
+    tiny = written["cases"][0]
+    assert (tiny["batch"], tiny["num_tokens"]) == (2, 12)
+    for name in ("encoder_seconds", "our_seconds", "reference_seconds"):
+        assert len(tiny[name]) == 2 and min(tiny[name]) > 0
+    assert tiny["median_ratio"] > 0 and 0 < tiny["limit_seconds"] and tiny["logits_difference"] <= 1e-4
+    assert written["machine"]["bytes_per_second"] > 0 and written["machine"]["threads"] == torch.get_num_threads()
+
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    names = [line.split("|")[1].strip() for line in lines]
+    assert names[:1] + names[2:6] == ["case", "tiny", "tiny", "other", "other"]  # speed: two lines per case
+    assert names[6:7] + names[8:] == ["case", "tiny", "other"]  # limits
+    assert len({len(line) for line in lines[:6]}) == 1  # a table in plain text too
+    assert torch.equal(torch.random.get_rng_state(), random_state)
+
+
+def test_one_case(decode, tiny_cases, capsys):
+    assert decode.main(["--case", "other", "--tokens", "1", "--repetitions", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "other" in out and "tiny" not in out
+
+
+def test_result_is_computed_per_step_token_and_picture(decode):
+    result = decode.Measurement("tiny", 8, 500, 0.0, decode.StepWork(8, 8, 8.0, 8.0))
+    result.encoder_seconds, result.our_seconds, result.reference_seconds = [8.0, 16.0], [0.016, 0.04], [0.16, 0.16]
+    assert result.ratios == [10.0, 4.0]
+    assert result.picture_seconds(result.our_seconds) == [2.0, 4.5]
+    ours = decode.speed_table([result]).splitlines()[2].split("|")
+    assert [cell.strip() for cell in ours[3:7]] == [
+        "28.0 (16.0 to 40.0)",
+        "3.5",
+        "3,250 (2,000 to 4,500)",
+        "7.0 (4.0 to 10.0)",
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--tokens", "512"], "--tokens 512: the models have positions for 511"),
+        (["--tokens", "0"], "must be at least 1, got 0"),
+        (["--case", "unknown"], "detection-1"),
+        (["--json", "missing-folder/speed.json"], "missing-folder/speed.json: No such file"),
+    ],
+)
+def test_wrong_options_end_with_a_line(decode, capsys, arguments, message):
+    with pytest.raises(SystemExit) as raised:
+        decode.main(arguments)
+    assert raised.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_disagreement_ends_with_a_line(decode, tiny_cases, monkeypatch, capsys):
+    monkeypatch.setattr(decode, "LOGITS_TOLERANCE", -1.0)
+    assert decode.main(["--case", "tiny", "--tokens", "2", "--repetitions", "1"]) == 1
+    assert "the two ways of decoding disagree" in capsys.readouterr().err
