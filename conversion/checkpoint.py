@@ -102,7 +102,11 @@ def read_model_variables(prefix: str | os.PathLike) -> dict[str, np.ndarray]:
                 f"the names in it begin with {found}"
             )
         return {name.removesuffix(KEY_SUFFIX): reader.get_tensor(name) for name in sorted(names)}
-    except (tensorflow.errors.OpError, RuntimeError, SystemError, IndexError) as error:  # TensorFlow raises all of them
+    except (tensorflow.errors.OutOfRangeError, IndexError) as error:  # TensorFlow raises either
+        raise ValueError(
+            f"the checkpoint {prefix} is incomplete: its data is shorter than its index says; fetch it again"
+        ) from error
+    except (tensorflow.errors.OpError, RuntimeError, SystemError) as error:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"the checkpoint {prefix} is damaged ({message}); fetch it again") from error
 
@@ -143,7 +147,8 @@ def _check_length(prefix: Path, reader, shapes: dict, dtypes: dict):
         if dtypes[name].name != "string"
     )
     if found >= expected and _OBJECT_GRAPH in shapes:
-        expected += len(reader.get_tensor(_OBJECT_GRAPH))
+        length = len(reader.get_tensor(_OBJECT_GRAPH))
+        expected += (length.bit_length() + 6) // 7 + 4 + length  # a string is stored after its length and a checksum
     if found < expected:
         raise ValueError(
             f"the checkpoint {prefix} is incomplete: its data has {found} bytes, its index speaks of at least "

@@ -158,13 +158,13 @@ class _Download:
                 try:
                     notes = self._attempt(bar)
                 except _Retry as error:
-                    failures = failures + 1 if self._size() <= size_before else 1
+                    failures = 0 if self._size() > size_before else failures + 1
                     if failures >= RETRIES:
                         raise OSError(
                             f"cannot download {self.url}: {error} ({failures} attempts in a row brought nothing); "
                             f"run the command again to go on after {self._size()} bytes"
                         ) from error
-                    seconds = 2.0 ** (failures - 1) if error.seconds is None else error.seconds
+                    seconds = 2.0 ** max(failures - 1, 0) if error.seconds is None else error.seconds
                     bar.set_postfix_str(f"{error}; trying again")
                     self.wait(min(seconds, LONGEST_WAIT_SECONDS))
                     continue
