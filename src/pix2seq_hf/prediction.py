@@ -281,7 +281,8 @@ class DetectionFolder:
         target = self.free_name(path.stem)
         metadata = PngImagePlugin.PngInfo()
         metadata.add_text("Software", SIGNATURE)
-        draw_detections(image, boxes_xyxy, labels, scores, self.names).save(target, pnginfo=metadata)
+        drawing = draw_detections(image, boxes_xyxy, labels, scores, self.names)
+        drawing.save(target, pnginfo=metadata, compress_level=4)  # half the time of the default, about the same size
         image_id = self.image_ids[path]
         self.results.append(coco_results(image_id, labels, scores, boxes_xyxy[:, [1, 0, 3, 2]]))
         entry = {"id": image_id, "file_name": path.as_posix(), "width": image.width, "height": image.height}
