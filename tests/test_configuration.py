@@ -56,3 +56,16 @@ def test_impossible_combinations_name_both_numbers(fields, message):
 def test_unknown_preset_lists_the_known():
     with pytest.raises(ValueError, match=r"'vit-x'.*vit-b, vit-l, resnet, resnet-c"):
         Pix2SeqConfig.from_preset("vit-x")
+
+
+def test_keypoints_are_cocos_by_default_and_anyones_by_choice(tmp_path):
+    config = make_config()
+    assert config.num_keypoints == 17
+    assert config.keypoint_pairs == [(1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16)]
+    assert (15, 13) in config.keypoint_skeleton
+    hand = make_config(keypoint_names=["wrist", "thumb", "left_tip", "right_tip"], keypoint_skeleton=[[0, 1]])
+    hand.save_pretrained(tmp_path)
+    loaded = Pix2SeqConfig.from_pretrained(tmp_path)
+    assert loaded.num_keypoints == 4 and loaded.keypoint_pairs == [(2, 3)] and loaded.keypoint_skeleton == [(0, 1)]
+    with pytest.raises(ValueError, match=r"\(0, 4\), but keypoints count from 0 to 3"):
+        make_config(keypoint_names=["a", "b", "c", "d"], keypoint_skeleton=[(0, 4)])

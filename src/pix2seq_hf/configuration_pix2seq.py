@@ -55,6 +55,16 @@ PRESETS = {
     },
 }
 
+# The skeleton of COCO's person, in the order of its annotations.
+COCO_KEYPOINT_NAMES = (
+    "nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist "
+    "right_wrist left_hip right_hip left_knee right_knee left_ankle right_ankle"
+).split()
+COCO_SKELETON = (
+    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8),
+    (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+)  # fmt: skip
+
 # Output stride of the ResNet variants.
 RESNET_STRIDES = {"standard": 32, "c4": 16, "dc5": 16, "c3": 8}
 RESNET_DEPTHS = (18, 34, 50, 101, 152, 200)
@@ -101,6 +111,14 @@ class Pix2SeqConfig(PreTrainedConfig):
         coord_vocab_shift (`int`, *optional*, defaults to 1000): Token of the first coordinate bin.
         text_vocab_shift (`int`, *optional*, defaults to 3000): Token of the caption tokenizer's id 0.
         max_instances_per_image (`int`, *optional*, defaults to 100): Objects that detection writes per picture.
+        max_points_per_object (`int`, *optional*, defaults to 128): Points of a polygon, separators included.
+        max_caption_length (`int`, *optional*, defaults to 128): Tokens of a caption, its end included.
+        keypoint_names (`list[str]`, *optional*, defaults to COCO's 17): One per keypoint, in the order of the tokens.
+        keypoint_skeleton (`list[tuple[int, int]]`, *optional*, defaults to COCO's):
+            Pairs of keypoints joined by a line, counted from 0.
+        keypoint_pairs (`list[tuple[int, int]]`, *optional*):
+            Keypoints that change places in a mirrored picture; by default `left_*` with `right_*`.
+        keypoint_labels (`list[int]`, *optional*, defaults to `[1]`): Raw label ids of objects that have keypoints.
         tasks (`list[str]`, *optional*, defaults to `["object_detection"]`): The tasks the model was trained for.
         loss_type (`str`, *optional*, defaults to `"xent"`):
             `"xent"`, `"xent@0.1"` (label smoothing), `"focal@2"` (gamma) or `"logistic"`.
@@ -154,6 +172,12 @@ class Pix2SeqConfig(PreTrainedConfig):
     coord_vocab_shift: int = 1000
     text_vocab_shift: int = 3000
     max_instances_per_image: int = 100
+    max_points_per_object: int = 128
+    max_caption_length: int = 128
+    keypoint_names: list[str] | tuple[str, ...] | None = None
+    keypoint_skeleton: list[list[int]] | tuple[tuple[int, int], ...] | None = None
+    keypoint_pairs: list[list[int]] | tuple[tuple[int, int], ...] | None = None
+    keypoint_labels: list[int] | tuple[int, ...] | None = None
     tasks: list[str] | tuple[str, ...] | None = None
     loss_type: str = "xent"
     is_encoder_decoder: bool = True
@@ -168,6 +192,7 @@ class Pix2SeqConfig(PreTrainedConfig):
             self.image_size = (self.image_size, self.image_size)
         self.image_size = tuple(int(side) for side in self.image_size)
         self.tasks = ["object_detection"] if self.tasks is None else list(self.tasks)
+        self._complete_keypoints()
         super().__post_init__(**kwargs)
         self._check_sizes()
         self._check_vocabulary()
@@ -186,6 +211,11 @@ class Pix2SeqConfig(PreTrainedConfig):
         return cls(**{**PRESETS[name], **overrides})
 
     @property
+    def num_keypoints(self) -> int:
+        """Keypoints of an object."""
+        return len(self.keypoint_names)
+
+    @property
     def grid_size(self) -> tuple[int, int]:
         """Rows and columns of image tokens at `image_size`."""
         return self.grid_size_of(*self.image_size)
@@ -196,6 +226,27 @@ class Pix2SeqConfig(PreTrainedConfig):
             return height // self.patch_size, width // self.patch_size
         stride = RESNET_STRIDES[self.resnet_variant]
         return math.ceil(height / stride), math.ceil(width / stride)
+
+    def _complete_keypoints(self):
+        if self.keypoint_names is None:
+            self.keypoint_names = COCO_KEYPOINT_NAMES
+            if self.keypoint_skeleton is None:
+                self.keypoint_skeleton = COCO_SKELETON
+        names = self.keypoint_names = list(self.keypoint_names)
+        if len(set(names)) != len(names):
+            raise ValueError(f"keypoint_names holds a name twice: {names}")
+        if self.keypoint_pairs is None:
+            mirrored = {name: name.replace("left", "right") for name in names if "left" in name}
+            self.keypoint_pairs = [
+                (names.index(left), names.index(right)) for left, right in mirrored.items() if right in names
+            ]
+        for field in ("keypoint_skeleton", "keypoint_pairs"):
+            pairs = [tuple(pair) for pair in getattr(self, field) or ()]
+            for pair in pairs:
+                if len(pair) != 2 or not all(0 <= index < len(names) for index in pair):
+                    raise ValueError(f"{field} holds {pair}, but keypoints count from 0 to {len(names) - 1}")
+            setattr(self, field, pairs)
+        self.keypoint_labels = [1] if self.keypoint_labels is None else list(self.keypoint_labels)
 
     def _check_sizes(self):
         if len(self.image_size) != 2 or min(self.image_size) < 1:
