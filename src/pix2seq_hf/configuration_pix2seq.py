@@ -56,7 +56,7 @@ PRESETS = {
 }
 
 # The skeleton of COCO's person, in the order of its annotations.
-COCO_KEYPOINT_NAMES = (
+COCO_KEYPOINT_NAMES = (  # noqa: SIM905
     "nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist "
     "right_wrist left_hip right_hip left_knee right_knee left_ankle right_ankle"
 ).split()
