@@ -6,7 +6,7 @@ examples:
   python benchmarks/decode.py --case detection-1 --case detection-8 --tokens 100 --repetitions 5
 
 Weights are random: speed does not depend on them. Before anything is timed, both ways must give the same greedy
-tokens and, to 1e-4, the same logits. Then a repetition times, one after the other,
+tokens, the same logits to 1e-4 and the same class scores to 1e-5. Then a repetition times, one after the other,
   the encoder, once;
   `generate(encoder_outputs=...)` as a user calls it: task settings of detection (sampling, top_p 0.4), class scores
     recorded, all tokens;
@@ -38,10 +38,13 @@ from machine_limits import MachineSpeed, StepWork, measure_machine, step_work
 from pix2seq_hf.configuration_pix2seq import Pix2SeqConfig
 from pix2seq_hf.generation_pix2seq import build_generation_config, top_logits
 from pix2seq_hf.modeling_pix2seq import Pix2SeqForConditionalGeneration
+from pix2seq_hf.tokenization_pix2seq import class_labels_and_scores
 from reference_decoding import ReferenceDecoder
 
 NUM_CHECKED_TOKENS = 12
 LOGITS_TOLERANCE = 1e-4
+SCORES_TOLERANCE = 1e-5
+TOKENS_PER_OBJECT = 5
 TOP_P = 0.4  # the reference's for detection
 
 
@@ -130,23 +133,32 @@ def check_equal(model: Pix2SeqForConditionalGeneration, encoded: torch.Tensor, n
     Returns:
         `float`: The largest difference of the logits.
     Raises:
-        ValueError: If tokens differ, or logits by more than 1e-4: then times say nothing."""
-    output = model.generate(
-        encoder_outputs=BaseModelOutput(encoded),
-        do_sample=False,
-        max_new_tokens=num_tokens,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    batch = encoded.shape[0]
-    reference = ReferenceDecoder(model, encoded, batch, num_tokens + 1)
-    prompt = output.sequences[:, :1]
-    reference.start(prompt, choose_best)
+        ValueError: If tokens or labels differ, logits by more than 1e-4 or scores by more than 1e-5."""
+    greedy = {"do_sample": False, "max_new_tokens": num_tokens}
+    with_logits = model.generate(encoder_outputs=BaseModelOutput(encoded), output_logits=True, **greedy)
+    plain = model.generate(encoder_outputs=BaseModelOutput(encoded), **greedy)  # asks for nothing, like what is timed
+    reference = ReferenceDecoder(model, encoded, encoded.shape[0], num_tokens + 1)
+    reference.start(plain.sequences[:, :1], choose_best)
     for position in range(1, num_tokens):
         reference.step(position, choose_best)
-    difference = (torch.stack(output.logits) - reference.logits[1:]).abs().max().item()
-    if not torch.equal(output.sequences, reference.tokens.T) or not difference <= LOGITS_TOLERANCE:
+    labels, scores = class_labels_and_scores(
+        reference.logits[TOKENS_PER_OBJECT::TOKENS_PER_OBJECT].transpose(0, 1),  # (batch, num_objects, vocab_size)
+        model.config.base_vocab_shift,
+        model.config.coord_vocab_shift,
+    )
+
+    difference = (torch.stack(with_logits.logits) - reference.logits[1:]).abs().max().item()
+    if not difference <= LOGITS_TOLERANCE:
         raise ValueError(f"the two ways of decoding disagree: logits differ by {difference:.3g}, so times say nothing")
+    for name, ours, expected in (
+        ("tokens", with_logits.sequences, reference.tokens.T),
+        ("tokens", plain.sequences, reference.tokens.T),
+        ("class labels", plain.class_labels, labels),
+    ):
+        if not torch.equal(ours, expected):
+            raise ValueError(f"the two ways of decoding disagree: {name} differ, so times say nothing")
+    if not torch.allclose(plain.class_scores, scores, rtol=0, atol=SCORES_TOLERANCE):
+        raise ValueError("the two ways of decoding disagree: class scores differ, so times say nothing")
     return difference
 
 
@@ -194,7 +206,7 @@ def measure_case(name: str, case: Case, num_tokens: int, num_repetitions: int, n
         output = model.generate(encoder_outputs=BaseModelOutput(encoded), max_new_tokens=num_tokens)
         result.our_seconds.append((time.perf_counter() - start) / num_tokens)
         assert output.sequences.shape == (case.batch, num_tokens + 1)
-        assert output.class_scores.shape == (case.batch, num_tokens // 5)
+        assert output.class_scores.shape == (case.batch, num_tokens // TOKENS_PER_OBJECT)
         del output
 
         bar.set_description(f"{place}: reference's way")

@@ -99,15 +99,36 @@ class TestCheck:
     def test_equal_ways_pass(self, decode, tiny_model):
         assert 0 <= decode.check_equal(tiny_model, encode(tiny_model, 2), 8) <= 1e-4
 
-    def test_different_ways_are_refused(self, decode, tiny_model, monkeypatch):
+    @pytest.mark.parametrize(
+        "spoil, message",
+        [
+            (lambda reference, row: reference.logits[row].add_(1e-3), r"logits differ by 0\.001"),
+            (lambda reference, row: reference.tokens[row].add_(1), "tokens differ"),
+        ],
+    )
+    def test_different_ways_are_refused(self, decode, tiny_model, monkeypatch, spoil, message):
         step = decode.ReferenceDecoder.step
 
-        def step_from_wrong_place(self, position, choose):
+        def wrong_last_step(self, position, choose):
             step(self, position, choose)
-            self.logits[position + 1] += 1e-3
+            if position == 7:
+                spoil(self, position + 1)
 
-        monkeypatch.setattr(decode.ReferenceDecoder, "step", step_from_wrong_place)
-        with pytest.raises(ValueError, match=r"disagree: logits differ by 0\.001"):
+        monkeypatch.setattr(decode.ReferenceDecoder, "step", wrong_last_step)
+        with pytest.raises(ValueError, match=message):
+            decode.check_equal(tiny_model, encode(tiny_model, 2), 8)
+
+    @pytest.mark.parametrize("name, message", [("class_labels", "class labels"), ("class_scores", "class scores")])
+    def test_different_class_scores_are_refused(self, decode, tiny_model, monkeypatch, name, message):
+        generate = tiny_model.generate
+
+        def generate_wrongly(**kwargs):
+            output = generate(**kwargs)
+            output[name] = output[name] + (1 if name == "class_labels" else 1e-4)
+            return output
+
+        monkeypatch.setattr(tiny_model, "generate", generate_wrongly)
+        with pytest.raises(ValueError, match=f"{message} differ"):
             decode.check_equal(tiny_model, encode(tiny_model, 2), 8)
 
 
