@@ -1,77 +1,23 @@
-"""How are tokens chosen and class scores kept while a sequence is written: the reference's rules inside `generate`."""
+"""What does `generate` do by default for each task, and where does it differ from the library's."""
+
+from collections.abc import Iterable
 
 import torch
 from transformers import GenerationConfig
 from transformers.cache_utils import EncoderDecoderCache
-from transformers.generation import (
-    GenerationMixin,
-    LogitsProcessor,
-    LogitsProcessorList,
-    TopPLogitsWarper,
+from transformers.generation import GenerationMixin, LogitsProcessorList, StoppingCriteriaList, TopPLogitsWarper
+
+from .decoding_pix2seq import (
+    ClassRecorder,
+    GrammarEnd,
+    Pix2SeqTopPLogitsWarper,
+    TokenPlan,
+    VisibleTokenRecorder,
+    can_decode_fast,
+    decode,
+    top_logits,
 )
-
-from .tokenization_pix2seq import class_labels_and_scores
-
-DETECTION_PROMPT = 10
-TOKENS_PER_OBJECT = 5
-
-
-def top_logits(logits: torch.Tensor, k: int = 0, p: float = 1.0, mask: float = -1e10) -> torch.Tensor:
-    r"""Mask all but the likeliest tokens, the way the reference does.
-
-    The nucleus is the largest set whose cumulative probability stays at or below `p`, and at least the best token. (The
-    library's top-p keeps the smallest set that reaches `p`: one token more.) Ties with the last token kept are kept.
-
-    Args:
-        logits (`torch.FloatTensor` of shape `(..., vocab_size)`): Scores.
-        k (`int`): Number of tokens to keep; 0 keeps all.
-        p (`float`): Cumulative probability; 1 keeps all.
-        mask (`float`): What replaces the others.
-    Returns:
-        `torch.FloatTensor` of the shape of `logits`.
-
-    Source: `top_logits` of the reference implementation."""
-    if k > 0:
-        smallest = logits.topk(min(k, logits.shape[-1]), dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < smallest, mask)
-    if p < 1:
-        ordered = logits.sort(dim=-1, descending=True).values
-        is_outside = ordered.softmax(-1).cumsum(-1) > p
-        is_outside[..., 0] = False
-        smallest = ordered.masked_fill(is_outside, float("inf")).amin(-1, keepdim=True)
-        logits = logits.masked_fill(logits < smallest, mask)
-    return logits
-
-
-class Pix2SeqTopPLogitsWarper(TopPLogitsWarper):
-    """The reference's nucleus rule in place of the library's; see [`top_logits`]."""
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        return top_logits(scores, p=self.top_p, mask=self.filter_value)
-
-
-class ClassScoreRecorder(LogitsProcessor):
-    r"""Keeps label and score of every object while it is decoded; changes nothing.
-
-    Two numbers per object stay, instead of a row of the vocabulary per token.
-
-    Args:
-        prompt_length (`int`): Tokens before the first generated one.
-        base_vocab_shift, coord_vocab_shift (`int`): Borders of the class tokens."""
-
-    def __init__(self, prompt_length: int, base_vocab_shift: int, coord_vocab_shift: int):
-        self.prompt_length = prompt_length
-        self.shifts = base_vocab_shift, coord_vocab_shift
-        self.labels: list[torch.LongTensor] = []
-        self.scores: list[torch.FloatTensor] = []
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        position = input_ids.shape[1] - self.prompt_length
-        if position % TOKENS_PER_OBJECT == TOKENS_PER_OBJECT - 1:
-            labels, class_scores = class_labels_and_scores(scores, *self.shifts)
-            self.labels.append(labels)
-            self.scores.append(class_scores)
-        return scores
+from .grammar_pix2seq import TOKENS_PER_OBJECT, TokenGrammar
 
 
 def build_generation_config(config) -> GenerationConfig:
@@ -98,42 +44,103 @@ def build_generation_config(config) -> GenerationConfig:
 
 
 class Pix2SeqGenerationMixin(GenerationMixin):
-    r"""`generate` with task defaults, many sequences per picture, the reference's nucleus and class scores."""
+    r"""`generate` with task defaults and grammars, many sequences per picture, the reference's nucleus and scores."""
 
     @torch.no_grad()
-    def generate(self, inputs=None, generation_config=None, logits_processor=None, **kwargs):
+    def generate(
+        self,
+        inputs=None,
+        generation_config=None,
+        logits_processor=None,
+        stopping_criteria=None,
+        task: str | None = None,
+        grammar: str | TokenGrammar | None = "auto",
+        classes: Iterable[int | str] | None = None,
+        max_objects: int | None = None,
+        max_points: int | None = None,
+        allowed_tokens: Iterable[int] | None = None,
+        stop_when_noise: bool = False,
+        **kwargs,
+    ):
         r"""Write sequences; everything that [`~transformers.GenerationMixin.generate`] takes works.
 
         Args:
             inputs or pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): Pictures.
             decoder_input_ids (`torch.LongTensor` of shape `(batch, length)` or `(batch, sequences, length)`):
-                Optional prompts, the task's token first. By default every picture gets the detection prompt.
+                Optional prompts, the task's token first. By default every picture gets the task's token, that of
+                detection if no task is named.
             generation_config (`GenerationConfig`, *optional*): In place of the model's own and its task settings.
-            logits_processor (`LogitsProcessorList`, *optional*): Further processors.
+            logits_processor, stopping_criteria (*optional*): Further ones.
             encoder_outputs (`BaseModelOutput`, *optional*): Pictures encoded before; nothing is encoded again.
+            task (`str`, *optional*): A task of the model; its grammar holds. What the processor returns names it.
+            grammar (`str` or [`TokenGrammar`] or `None`, *optional*, defaults to `"auto"`):
+                `"auto"` is the grammar of `task`, and none without a task; `None` is the reference's free sampling.
+            classes (`Iterable[int | str]`, *optional*): Labels or names that detection may find.
+            max_objects (`int`, *optional*): Objects that detection writes per picture.
+            max_points (`int`, *optional*): Points that segmentation writes per object.
+            allowed_tokens (`Iterable[int]`, *optional*): Tokens that a caption may hold besides its end.
+            stop_when_noise (`bool`, *optional*, defaults to `False`): Detection stops a picture where the model takes
+                an object for noise; what it would still have written is mostly noise too, but not always.
         Returns:
             `torch.LongTensor` of shape `(batch * sequences * num_return_sequences, length)`, prompt included, or with
-            `return_dict_in_generate` the library's output, which has for detection also `class_labels`
+            `return_dict_in_generate` the library's output with more fields. Detection: `class_labels`
             (`torch.LongTensor` of shape `(rows, num_objects)`, raw label ids, 0 for none) and `class_scores`
-            (`torch.FloatTensor` of the same shape), read from the raw logits whatever token was sampled."""
+            (`torch.FloatTensor` of the same shape), read from the raw logits whatever token was sampled. Keypoints, if
+            the task is named: `sequences` without invisible tokens and their `token_scores` `(rows, new_tokens)`.
+        Raises:
+            ValueError: If the model was not trained for the task, or a class is unknown."""
         prompts = kwargs.get("decoder_input_ids")
         if prompts is not None and prompts.ndim == 3:
             kwargs["decoder_input_ids"] = prompts = prompts.flatten(0, 1)  # (batch * sequences, length)
-        prompt_token = self.config.decoder_start_token_id if prompts is None else int(prompts[0, 0])
+        task = self._find_task(task)
+        if prompts is not None:
+            prompt_token = int(prompts[0, 0]) if prompts.numel() else None
+        else:
+            prompt_token = self.config.decoder_start_token_id if task is None else task.prompt_id
+            if task is not None:
+                kwargs["decoder_start_token_id"] = prompt_token
+        if task is None:
+            task = self._task_of_prompt(prompt_token)
+            grammar = None if grammar == "auto" else grammar
+        limits = {"max_objects": max_objects, "max_points": max_points}
+        for name, per_item in (("max_objects", TOKENS_PER_OBJECT), ("max_points", 2)):
+            if limits[name] is not None:
+                kwargs.setdefault("max_new_tokens", per_item * limits[name])
         if generation_config is None:
             kwargs = {**self._task_settings(prompt_token, kwargs), **kwargs}
-        if prompt_token != DETECTION_PROMPT or not self._returns_dict(generation_config, kwargs):
+        if task is None:
             return super().generate(
-                inputs, generation_config=generation_config, logits_processor=logits_processor, **kwargs
+                inputs,
+                generation_config=generation_config,
+                logits_processor=logits_processor,
+                stopping_criteria=stopping_criteria,
+                **kwargs,
             )
 
         prompt_length = 1 if prompts is None else prompts.shape[1]
-        recorder = ClassScoreRecorder(prompt_length, self.config.base_vocab_shift, self.config.coord_vocab_shift)
-        if self._sees_every_row_once(generation_config, kwargs):
-            processors = LogitsProcessorList([*(logits_processor or []), recorder])
-            output = super().generate(
-                inputs, generation_config=generation_config, logits_processor=processors, **kwargs
+        labels = self._find_labels(classes)
+        if grammar == "auto":
+            grammar = task.grammar(
+                self.config,
+                labels=labels,
+                stop_when_noise=stop_when_noise,
+                max_points=max_points,
+                allowed_tokens=allowed_tokens,
             )
+        recorder = self._make_recorder(task, grammar, labels, stop_when_noise, generation_config, kwargs)
+        plan = TokenPlan(prompt_length, grammar, recorder)
+        if self._sees_every_row_once(generation_config, kwargs):
+            criteria = StoppingCriteriaList(stopping_criteria or [])
+            if grammar is not None:
+                criteria.append(GrammarEnd(plan))
+            output = super().generate(
+                inputs,
+                generation_config=generation_config,
+                logits_processor=LogitsProcessorList([*(logits_processor or []), plan]),
+                stopping_criteria=criteria,
+                **kwargs,
+            )
+            added = plan.results(output if isinstance(output, torch.Tensor) else output.sequences)
         else:  # beams change places and assistants propose tokens: score the finished sequences in one pass
             if kwargs.get("encoder_outputs") is None:
                 pixel_values = kwargs["pixel_values"] if inputs is None else inputs
@@ -142,15 +149,80 @@ class Pix2SeqGenerationMixin(GenerationMixin):
                     output_attentions=kwargs.get("output_attentions"),
                     output_hidden_states=kwargs.get("output_hidden_states"),
                 )
+            only_grammar = [] if grammar is None else [TokenPlan(prompt_length, grammar)]
             output = super().generate(
-                inputs, generation_config=generation_config, logits_processor=logits_processor, **kwargs
+                inputs,
+                generation_config=generation_config,
+                logits_processor=LogitsProcessorList([*(logits_processor or []), *only_grammar]),
+                stopping_criteria=stopping_criteria,
+                **kwargs,
             )
-            self._record_finished(recorder, output.sequences, kwargs["encoder_outputs"])
-        rows = output.sequences.shape[0]
-        empty = output.sequences.new_zeros(rows, 0)
-        output["class_labels"] = torch.stack(recorder.labels, 1) if recorder.labels else empty
-        output["class_scores"] = torch.stack(recorder.scores, 1) if recorder.scores else empty.float()
+            sequences = output if isinstance(output, torch.Tensor) else output.sequences
+            added = self._read_finished(plan, sequences, kwargs["encoder_outputs"])
+        if isinstance(output, torch.Tensor):
+            return added.get("sequences", output)
+        for name, value in added.items():
+            output[name] = value
         return output
+
+    def _find_task(self, name: str | None):
+        """The task of a name, `None` for `None`."""
+        if name is None:
+            return None
+        # Imported here: the table of tasks needs processors, which a model alone does not.
+        from .processing_pix2seq import find_task
+
+        task = find_task(name)
+        if name not in self.config.tasks:
+            raise ValueError(
+                f"the model was not trained for {name!r}: its tasks are {', '.join(self.config.tasks)} (config.tasks)"
+            )
+        return task
+
+    def _task_of_prompt(self, prompt_token: int | None):
+        """The task that a prompt's first token asks for, `None` if there is none."""
+        from .processing_pix2seq import TASKS
+
+        return next((task for task in TASKS.values() if task.prompt_id == prompt_token), None)
+
+    def _find_labels(self, classes: Iterable[int | str] | None) -> list[int] | None:
+        """Raw label ids of names or ids."""
+        if classes is None:
+            return None
+        names = {name: label for label, name in self.config.id2label.items()}
+        labels = []
+        for entry in [classes] if isinstance(classes, (str, int)) else classes:
+            label = names.get(entry) if isinstance(entry, str) else int(entry)
+            if label not in self.config.id2label:
+                raise ValueError(f"unknown class {entry!r}: the model knows {', '.join(map(str, sorted(names)))}")
+            labels.append(label)
+        if not labels:
+            raise ValueError("classes is empty: name at least one, or leave it out to allow all")
+        return labels
+
+    def _make_recorder(self, task, grammar, labels, stop_when_noise, generation_config, kwargs):
+        """What the task keeps of the raw logits."""
+        config, defaults = self.config, generation_config or self.generation_config
+        if task.records == "classes":
+            on_objects = getattr(kwargs.get("streamer"), "put_objects", None)
+            returns_dict = kwargs.get("return_dict_in_generate", defaults.return_dict_in_generate)
+            if not returns_dict and on_objects is None:
+                return None  # nobody would see it
+            if labels is None:
+                classes = torch.arange(config.base_vocab_shift, min(config.coord_vocab_shift, config.vocab_size))
+            else:
+                classes = torch.tensor(sorted(labels)) + config.base_vocab_shift
+            stops = stop_when_noise and grammar is not None
+            return ClassRecorder(classes, config.base_vocab_shift, stops, on_objects)
+        if task.records == "visible_tokens" and grammar is not None:
+            choices = {
+                name: kwargs[name] if kwargs.get(name) is not None else getattr(defaults, name, None)
+                for name in ("do_sample", "temperature", "top_k", "top_p")
+            }
+            neutral = {"do_sample": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+            chosen = {name: neutral[name] if value is None else value for name, value in choices.items()}
+            return VisibleTokenRecorder(grammar, **chosen)
+        return None
 
     def _task_settings(self, prompt_token: int, chosen: dict) -> dict:
         """Defaults of the task that the prompt asks for, without those that the caller's choices make meaningless."""
@@ -164,11 +236,6 @@ class Pix2SeqGenerationMixin(GenerationMixin):
                 settings.pop(name, None)
         return settings
 
-    def _returns_dict(self, generation_config, kwargs) -> bool:
-        chosen = kwargs.get("return_dict_in_generate")
-        default = (generation_config or self.generation_config).return_dict_in_generate
-        return bool(default if chosen is None else chosen)
-
     def _sees_every_row_once(self, generation_config, kwargs) -> bool:
         """Whether every token of every row is chosen from the logits that the processors see at that step."""
         config = generation_config or self.generation_config
@@ -179,22 +246,41 @@ class Pix2SeqGenerationMixin(GenerationMixin):
         has_helper = kwargs.get("assistant_model") is not None or kwargs.get("custom_generate") is not None
         return (choices.pop("num_beams") or 1) == 1 and not any(choices.values()) and not has_helper
 
-    def _record_finished(self, recorder: ClassScoreRecorder, sequences: torch.LongTensor, encoder_outputs):
-        """Fill the recorder from one teacher-forced pass over finished sequences."""
-        first = recorder.prompt_length + TOKENS_PER_OBJECT - 2
-        if first >= sequences.shape[1] - 1:
-            return
-        last = torch.arange(first, sequences.shape[1] - 1, TOKENS_PER_OBJECT, device=sequences.device)
-        logits = self(
-            encoder_outputs=(encoder_outputs[0],),
-            decoder_input_ids=sequences[:, :-1],
-            logits_to_keep=last,
-            use_cache=False,
-        ).logits
-        for position in range(len(last)):
-            labels, scores = class_labels_and_scores(logits[:, position], *recorder.shifts)
-            recorder.labels.append(labels)
-            recorder.scores.append(scores)
+    def _read_finished(self, plan: TokenPlan, sequences: torch.LongTensor, encoder_outputs) -> dict[str, torch.Tensor]:
+        """What the recorder would have kept, from one teacher-forced pass over finished sequences."""
+        if plan.recorder is None:
+            return {}
+        written = sequences[:, plan.prompt_length :]
+        steps = [step for step in range(written.shape[1]) if plan.recorder.reads(step)]
+        if steps:
+            logits = self(
+                encoder_outputs=(encoder_outputs[0],),
+                decoder_input_ids=sequences[:, :-1],
+                logits_to_keep=torch.tensor(steps, device=sequences.device) + plan.prompt_length - 1,
+                use_cache=False,
+            ).logits
+            rows = torch.arange(len(sequences), device=sequences.device)
+            for position, step in enumerate(steps):
+                plan.recorder.record(step, written[:, :step], logits[:, position].float(), rows, len(rows))
+                plan.recorder.settle(written[:, step])
+        return plan.results(sequences)
+
+    def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=False, **kwargs):
+        plan = next((processor for processor in logits_processor if isinstance(processor, TokenPlan)), None)
+        cache = kwargs.get("past_key_values")
+        if can_decode_fast(plan, logits_processor, stopping_criteria, generation_config, cache, synced_gpus):
+            streamer = kwargs.pop("streamer", None)
+            return decode(
+                self, plan, input_ids, logits_processor, stopping_criteria, generation_config, streamer, kwargs
+            )
+        return super()._sample(
+            input_ids,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            generation_config=generation_config,
+            synced_gpus=synced_gpus,
+            **kwargs,
+        )
 
     def _get_logits_processor(self, *args, **kwargs) -> LogitsProcessorList:
         processors = super()._get_logits_processor(*args, **kwargs)
@@ -202,7 +288,7 @@ class Pix2SeqGenerationMixin(GenerationMixin):
         for processor in processors:
             if type(processor) is TopPLogitsWarper:
                 processor = Pix2SeqTopPLogitsWarper(processor.top_p, processor.filter_value)
-            if isinstance(processor, ClassScoreRecorder):
+            if isinstance(processor, TokenPlan):
                 ordered.insert(0, processor)  # it reads the raw logits
             else:
                 ordered.append(processor)

@@ -24,7 +24,8 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_pix2seq import Pix2SeqConfig
-from .generation_pix2seq import DETECTION_PROMPT, TOKENS_PER_OBJECT, Pix2SeqGenerationMixin
+from .generation_pix2seq import Pix2SeqGenerationMixin
+from .grammar_pix2seq import TOKENS_PER_OBJECT
 from .loss_pix2seq import sequence_loss, shift_right
 from .modeling_pix2seq_embeddings import (
     Pix2SeqImagePositions,
@@ -595,6 +596,7 @@ class Pix2SeqForConditionalGeneration(Pix2SeqPreTrainedModel, Pix2SeqGenerationM
         label_weights: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        task: str | None = None,
         **kwargs,
     ) -> Seq2SeqLMOutput | tuple:
         r"""Score the next token at every position, and the loss if there are labels.
@@ -607,6 +609,7 @@ class Pix2SeqForConditionalGeneration(Pix2SeqPreTrainedModel, Pix2SeqGenerationM
                 Without `decoder_input_ids` the labels shifted by one are the input.
             label_weights (`torch.FloatTensor` of the shape of `labels`, *optional*): Weights of the token losses.
             logits_to_keep (`int` or `torch.LongTensor`, *optional*): Positions to score: the last so many, or indices.
+            task (`str`, *optional*): Not read; what the processor makes for `generate` names its task.
         Returns:
             `Seq2SeqLMOutput`: `logits` `(batch * sequences, length, vocab_size)` and `loss`, one number."""
         if labels is not None:
@@ -708,9 +711,11 @@ class Pix2SeqForObjectDetection(Pix2SeqForConditionalGeneration, Pix2SeqGenerati
     @torch.no_grad()
     def _detect(self, pixel_values, encoder_outputs) -> Pix2SeqObjectDetectionOutput:
         inputs = {} if encoder_outputs is None else {"encoder_outputs": encoder_outputs}
-        if not self._task_settings(DETECTION_PROMPT, {}):  # a model that was built, not loaded
+        if not self._task_settings(self.config.decoder_start_token_id, {}):  # a model that was built, not loaded
             inputs["max_new_tokens"] = TOKENS_PER_OBJECT * self.config.max_instances_per_image
-        output = self.generate(pixel_values=pixel_values, return_dict_in_generate=True, **inputs)
+        output = self.generate(
+            pixel_values=pixel_values, task="object_detection", return_dict_in_generate=True, **inputs
+        )
         labels, scores = output["class_labels"], output["class_scores"]
         tokens = output.sequences[:, 1 : 1 + TOKENS_PER_OBJECT * labels.shape[1]]
         tokens = tokens.unflatten(1, (-1, TOKENS_PER_OBJECT))  # (batch, num_objects, 5)

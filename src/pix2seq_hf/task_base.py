@@ -49,13 +49,15 @@ class Task:
         prompt_id (`int`): First token of every sequence of the task.
         required_fields (`tuple[str, ...]`): Fields of a record that `targets` reads.
         metric (`str`): What `evaluation/` measures.
-        generation_defaults (`dict`): Settings of `generate` for the task."""
+        generation_defaults (`dict`): Settings of `generate` for the task.
+        records (`str`, *optional*): What generation keeps of the raw logits: `"classes"` or `"visible_tokens"`."""
 
     name: ClassVar[str]
     prompt_id: ClassVar[int]
     required_fields: ClassVar[tuple[str, ...]]
     metric: ClassVar[str]
     generation_defaults: ClassVar[dict[str, Any]]
+    records: ClassVar[str | None] = None
 
     def targets(
         self, record: Mapping[str, Any], vocabulary: Any, rng: np.random.Generator | None, **options
@@ -101,6 +103,17 @@ class Task:
     def generation_settings(self, config: Any) -> dict[str, Any]:
         """Keyword arguments of `generate` for the task: the defaults, and where to stop."""
         return {**self.generation_defaults, "max_new_tokens": self.max_response_length(config)}
+
+    def grammar(self, config: Any, **options) -> Any:
+        r"""Return which tokens may stand where.
+
+        Args:
+            config ([`Pix2SeqConfig`]): The token layout and the limits.
+            **options: The caller's narrowing: `labels`, `stop_when_noise`, `max_points`, `allowed_tokens`; a task reads
+                those it knows.
+        Returns:
+            [`TokenGrammar`]."""
+        raise NotImplementedError
 
     def require_fields(self, record: Mapping[str, Any]):
         """Raise a ValueError that names the fields of the task which the record lacks."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from .grammar_pix2seq import BoxGrammar
 from .task_base import Targets, Task, resize_to, shift_right
 
 TOKENS_PER_OBJECT = 5
@@ -52,6 +53,14 @@ class ObjectDetection(Task):
     required_fields = ("boxes_yxyx", "labels")
     metric = "boxes"
     generation_defaults = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 0.4}
+
+    records = "classes"
+
+    def grammar(self, config, labels=None, stop_when_noise=False, **options):
+        first = config.base_vocab_shift + 1
+        classes = range(first, config.coord_vocab_shift) if labels is None else [first - 1 + label for label in labels]
+        coordinates = range(config.coord_vocab_shift, config.coord_vocab_shift + config.quantization_bins)
+        return BoxGrammar(coordinates, classes, stop_when_noise)
 
     def max_response_length(self, config: Any) -> int:
         return 5 * config.max_instances_per_image

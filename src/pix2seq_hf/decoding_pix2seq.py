@@ -1,0 +1,403 @@
+"""How is a sequence written token by token: what is recorded, what is allowed, and the loop that does it fast."""
+
+import torch
+from torch import nn
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.generation import (
+    EosTokenCriteria,
+    GenerateEncoderDecoderOutput,
+    LogitsProcessor,
+    MaxLengthCriteria,
+    StoppingCriteria,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from .grammar_pix2seq import TOKENS_PER_OBJECT, TokenGrammar
+from .tokenization_pix2seq import FAKE_CLASS_TOKEN, INVISIBLE_TOKEN
+
+
+def top_logits(logits: torch.Tensor, k: int = 0, p: float = 1.0, mask: float = -1e10) -> torch.Tensor:
+    r"""Mask all but the likeliest tokens, the way the reference does.
+
+    The nucleus is the largest set whose cumulative probability stays at or below `p`, and at least the best token. (The
+    library's top-p keeps the smallest set that reaches `p`: one token more.) Ties with the last token kept are kept.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(..., vocab_size)`): Scores.
+        k (`int`): Number of tokens to keep; 0 keeps all.
+        p (`float`): Cumulative probability; 1 keeps all.
+        mask (`float`): What replaces the others.
+    Returns:
+        `torch.FloatTensor` of the shape of `logits`.
+
+    Source: `top_logits` of the reference implementation."""
+    if k > 0:
+        smallest = logits.topk(min(k, logits.shape[-1]), dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < smallest, mask)
+    if p < 1:
+        ordered = logits.sort(dim=-1, descending=True).values
+        is_outside = ordered.softmax(-1).cumsum(-1) > p
+        is_outside[..., 0] = False
+        smallest = ordered.masked_fill(is_outside, float("inf")).amin(-1, keepdim=True)
+        logits = logits.masked_fill(logits < smallest, mask)
+    return logits
+
+
+class Pix2SeqTopPLogitsWarper(TopPLogitsWarper):
+    """The reference's nucleus rule in place of the library's; see [`top_logits`]."""
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        return top_logits(scores, p=self.top_p, mask=self.filter_value)
+
+
+def draw_tokens(logits: torch.FloatTensor) -> torch.LongTensor:
+    """Draw one token per row of `logits` `(rows, num_tokens)` with the probabilities of their softmax."""
+    return torch.multinomial(logits.softmax(-1), 1).squeeze(1)
+
+
+class ClassRecorder:
+    r"""Keeps label and score of every object while boxes are written: two numbers, not a row of the vocabulary.
+
+    Args:
+        class_tokens (`torch.LongTensor` of shape `(num_classes,)`): Class tokens to choose from, ascending.
+        base_vocab_shift (`int`): Token of label 0.
+        stops_at_noise (`bool`): Whether rows end with their first fake class.
+        on_objects (`Callable`, *optional*): Called with slot, rows, box tokens, labels and scores of new objects."""
+
+    def __init__(
+        self, class_tokens: torch.LongTensor, base_vocab_shift: int, stops_at_noise: bool = False, on_objects=None
+    ):
+        self.class_tokens = class_tokens
+        self.base_vocab_shift = base_vocab_shift
+        self.stops_at_noise = stops_at_noise
+        self.on_objects = on_objects
+        self.labels: list[torch.LongTensor] = []
+        self.scores: list[torch.FloatTensor] = []
+
+    def reads(self, step: int) -> bool:
+        """Whether the logits of this step are needed, all of them."""
+        return step % TOKENS_PER_OBJECT == TOKENS_PER_OBJECT - 1
+
+    def record(
+        self, step: int, written: torch.LongTensor, logits: torch.FloatTensor, rows: torch.LongTensor, total: int
+    ):
+        r"""Read the class of the object whose box was just written.
+
+        Args:
+            step (`int`): Number of tokens written after the prompt.
+            written (`torch.LongTensor` of shape `(live_rows, step)`): These tokens.
+            logits (`torch.FloatTensor` of shape `(live_rows, vocab_size)`): Raw logits of the whole vocabulary.
+            rows (`torch.LongTensor` of shape `(live_rows,)`): Which of all `total` rows these are."""
+        labels, scores = self.classify(logits)
+        if self.on_objects is not None:
+            boxes = written[:, -(TOKENS_PER_OBJECT - 1) :]
+            self.on_objects(step // TOKENS_PER_OBJECT, rows, boxes, labels, scores)
+        self.labels.append(labels.new_zeros(total).index_copy_(0, rows, labels))
+        self.scores.append(scores.new_zeros(total).index_copy_(0, rows, scores))
+
+    def classify(self, logits: torch.FloatTensor) -> tuple[torch.LongTensor, torch.FloatTensor]:
+        """Labels and scores of logits `(..., vocab_size)`, as `tokenization_pix2seq.class_labels_and_scores`."""
+        probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32)
+        none = probabilities[..., 0]
+        if not len(self.class_tokens):  # a vocabulary without class tokens
+            return torch.zeros_like(none, dtype=torch.long), none
+        scores, best = probabilities[..., self.class_tokens.to(logits.device)].max(-1)
+        labels = self.class_tokens.to(logits.device)[best] - self.base_vocab_shift
+        is_none = scores == 0
+        return labels.masked_fill(is_none, 0), torch.where(is_none, none, scores)
+
+    def settle(self, tokens: torch.LongTensor):
+        """The token chosen at the step that was recorded last; not needed here."""
+
+    def results(self, sequences: torch.LongTensor, prompt_length: int) -> dict[str, torch.Tensor]:
+        """Fields of the output of `generate`."""
+        if not self.labels:
+            empty = sequences.new_zeros(len(sequences), 0)
+            return {"class_labels": empty, "class_scores": empty.float()}
+        num_objects = (sequences.shape[1] - prompt_length) // TOKENS_PER_OBJECT
+        labels = torch.stack(self.labels, 1)[:, :num_objects]
+        scores = torch.stack(self.scores, 1)[:, :num_objects]
+        if self.stops_at_noise:  # objects after the end of a row are none
+            is_noise = sequences[:, prompt_length + TOKENS_PER_OBJECT - 1 :: TOKENS_PER_OBJECT] == FAKE_CLASS_TOKEN
+            is_after = is_noise.long().cumsum(1) - is_noise.long() > 0
+            labels, scores = labels.masked_fill(is_after, 0), scores.masked_fill(is_after, 0.0)
+        return {"class_labels": labels, "class_scores": scores}
+
+
+class VisibleTokenRecorder:
+    r"""Keeps, beside every invisible token, the coordinate that would have been written, and the tokens' probabilities.
+
+    The reference reports a place for every keypoint: the invisible token stays in the sequence that the model reads,
+    and a second token, drawn from the logits without it, is reported. Probabilities are those of the whole vocabulary
+    without the invisible token.
+
+    Args:
+        grammar ([`TokenGrammar`], *optional*): What the second token may be.
+        temperature, top_k, top_p: Of the sampling; `do_sample=False` takes the best token.
+
+    Source: `TaskKeypointDetection.infer` of the reference implementation, its filter applied per step."""
+
+    def __init__(self, grammar: TokenGrammar | None, do_sample=True, temperature=1.0, top_k=0, top_p=1.0):
+        self.grammar = grammar
+        self.do_sample, self.temperature, self.top_k, self.top_p = do_sample, temperature, top_k, top_p
+        self.tokens: list[torch.LongTensor] = []
+        self.probabilities: list[torch.FloatTensor] = []
+        self.pending = None
+
+    def reads(self, step: int) -> bool:
+        return True
+
+    def record(self, step, written, logits, rows, total):
+        assert len(rows) == total, "rows with keypoints all have the same length"
+        visible = logits.clone()
+        visible[:, INVISIBLE_TOKEN] -= 1e9
+        probabilities = visible.softmax(-1)
+        if self.grammar is not None:
+            tokens = torch.as_tensor(self.grammar.token_set(step), device=logits.device)
+            tokens = tokens[tokens != INVISIBLE_TOKEN]
+            visible = torch.full_like(visible, float("-inf")).index_copy_(1, tokens, visible[:, tokens])
+        if self.do_sample:
+            drawn = draw_tokens(top_logits(visible / self.temperature, self.top_k, self.top_p, float("-inf")))
+        else:
+            drawn = visible.argmax(-1)
+        self.pending = probabilities, drawn
+
+    def settle(self, tokens):
+        if self.pending is None:
+            return
+        probabilities, drawn = self.pending
+        self.pending = None
+        reported = torch.where(tokens == INVISIBLE_TOKEN, drawn, tokens)
+        self.tokens.append(reported)
+        self.probabilities.append(probabilities.gather(1, reported[:, None]).squeeze(1))
+
+    def results(self, sequences, prompt_length):
+        self.settle(sequences[:, -1])
+        if not self.tokens:
+            return {"token_scores": sequences.new_zeros(len(sequences), 0).float()}
+        reported = torch.stack(self.tokens, 1)
+        return {
+            "sequences": torch.cat([sequences[:, :prompt_length], reported], 1),
+            "token_scores": torch.stack(self.probabilities, 1),
+        }
+
+
+class TokenPlan(LogitsProcessor):
+    r"""What happens at every step besides choosing a token: a recorder reads raw logits, a grammar forbids tokens.
+
+    Inside the library's loops it is the first logits processor; [`decode`] asks it directly.
+
+    Args:
+        prompt_length (`int`): Tokens before the first written one.
+        grammar ([`TokenGrammar`], *optional*): Without it every token may be written.
+        recorder ([`ClassRecorder`] or [`VisibleTokenRecorder`], *optional*): Without it nothing is kept."""
+
+    def __init__(self, prompt_length: int, grammar: TokenGrammar | None = None, recorder=None):
+        self.prompt_length, self.grammar, self.recorder = prompt_length, grammar, recorder
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        written = input_ids[:, self.prompt_length :]
+        step, rows = written.shape[1], torch.arange(len(written), device=written.device)
+        if self.recorder is not None:
+            if step:
+                self.recorder.settle(written[:, -1])
+            if self.recorder.reads(step):
+                self.recorder.record(step, written, scores, rows, len(rows))
+        return scores if self.grammar is None else self.grammar.restrict(step, written, scores)
+
+    def results(self, sequences: torch.LongTensor) -> dict[str, torch.Tensor]:
+        """Fields that the recorder adds to the output of `generate`."""
+        return {} if self.recorder is None else self.recorder.results(sequences, self.prompt_length)
+
+
+class GrammarEnd(StoppingCriteria):
+    """Ends a row in the library's loops where its grammar does."""
+
+    def __init__(self, plan: TokenPlan):
+        self.plan = plan
+
+    def __call__(self, input_ids: torch.LongTensor, scores, **kwargs) -> torch.BoolTensor:
+        written = input_ids[:, self.plan.prompt_length :]
+        finished = self.plan.grammar.is_finished(written.shape[1] - 1, written)
+        return torch.zeros_like(input_ids[:, 0], dtype=torch.bool) if finished is None else finished
+
+
+WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, Pix2SeqTopPLogitsWarper)
+LOOK_EVERY = 10  # steps between looks whether rows have ended, at each of which the host waits for the device
+
+
+def can_decode_fast(plan, processors, criteria, generation_config, cache, synced_gpus) -> bool:
+    """Whether [`decode`] does all that was asked for; else the library's loop has to."""
+    wants = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+    return (
+        plan is not None
+        and not synced_gpus
+        and isinstance(cache, EncoderDecoderCache)
+        and type(cache.self_attention_cache) is DynamicCache
+        and cache.get_seq_length() == 0
+        and not any(getattr(generation_config, name, None) for name in wants)
+        and generation_config.prefill_chunk_size is None
+        and not generation_config.is_assistant
+        and all(processor is plan or type(processor) in WARPERS for processor in processors)
+        and all(type(criterion) in (MaxLengthCriteria, EosTokenCriteria, GrammarEnd) for criterion in criteria)
+    )
+
+
+class OutputRows:
+    """The output layer, of which only some rows are computed."""
+
+    def __init__(self, lm_head: nn.Module):
+        self.lm_head = lm_head
+        # A layer that is quantised, adapted or placed elsewhere is left to itself.
+        self.is_plain = type(lm_head) is nn.Linear and not hasattr(lm_head, "_hf_hook")
+        self.parts: dict[int, tuple] = {}
+
+    def tokens(self, token_set: range | tuple[int, ...]) -> torch.LongTensor:
+        """The tokens of a set as a tensor."""
+        return self._part(token_set)[1]
+
+    def __call__(self, hidden_states: torch.FloatTensor, token_set: range | tuple | None) -> torch.FloatTensor:
+        """Logits `(rows, num_tokens)` of a set, or of the whole vocabulary, in float32."""
+        if token_set is None:
+            return self.lm_head(hidden_states).float()
+        _, tokens, weight, bias = self._part(token_set)
+        if not self.is_plain:
+            return self.lm_head(hidden_states)[:, tokens].float()
+        return nn.functional.linear(hidden_states, weight, bias).float()
+
+    def _part(self, token_set):
+        key = id(token_set)
+        if key not in self.parts:
+            weight, bias = self.lm_head.weight, self.lm_head.bias
+            tokens = torch.as_tensor(token_set, device=weight.device)
+            if isinstance(token_set, range):  # a view
+                index = slice(token_set.start, token_set.stop)
+            else:
+                index = tokens
+            part = None, None
+            if self.is_plain:
+                part = weight[index], None if bias is None else bias[index]
+            self.parts[key] = (token_set, tokens, *part)  # the set itself is kept, or its id could be given again
+        return self.parts[key]
+
+
+def choose_rows(finished: torch.BoolTensor, num_pictures: int) -> tuple[torch.LongTensor, torch.LongTensor]:
+    r"""Choose what stays in the batch: the pictures with rows that go on, and the same number of rows for each.
+
+    Args:
+        finished (`torch.BoolTensor` of shape `(num_pictures * sequences,)`): Rows that have ended.
+        num_pictures (`int`): Pictures in the batch.
+    Returns:
+        `tuple`: indices of rows and of pictures, both ascending."""
+    by_picture = finished.view(num_pictures, -1)
+    going_on = (~by_picture).sum(1)
+    pictures = going_on.nonzero().flatten()
+    if not len(pictures):
+        return pictures, pictures
+    order = by_picture[pictures].int().argsort(dim=1, stable=True)[:, : int(going_on.max())].sort(dim=1).values
+    return (pictures[:, None] * by_picture.shape[1] + order).flatten(), pictures
+
+
+@torch.no_grad()
+def decode(model, plan: TokenPlan, input_ids, processors, criteria, generation_config, streamer, model_kwargs):
+    r"""Write sequences: the library's sampling loop, less what Pix2Seq does not need.
+
+    Only the rows of the output layer that the grammar allows are computed, no row of the vocabulary is kept, the host
+    waits for the device only to look for ended rows, and ended rows leave the batch.
+
+    Args:
+        model ([`Pix2SeqForConditionalGeneration`]): The model.
+        plan ([`TokenPlan`]): What to record and to allow.
+        input_ids (`torch.LongTensor` of shape `(rows, prompt_length)`): Prompts, all rows of the first picture first.
+        processors, criteria, generation_config, streamer, model_kwargs: As `GenerationMixin._sample` gets them.
+    Returns:
+        As `GenerationMixin._sample`: sequences, or `GenerateEncoderDecoderOutput`."""
+    grammar, recorder = plan.grammar, plan.recorder
+    warpers = [processor for processor in processors if processor is not plan]
+    ends = [criterion.eos_token_id for criterion in criteria if isinstance(criterion, EosTokenCriteria)]
+    end_tokens = ends[0].to(input_ids.device) if ends else None
+    can_end = end_tokens is not None or any(isinstance(criterion, GrammarEnd) for criterion in criteria)
+    padding = model.config.pad_token_id
+
+    (total, prompt_length), max_length = input_ids.shape, generation_config.max_length
+    encoded = model_kwargs["encoder_outputs"][0]
+    cache = model_kwargs["past_key_values"]
+    attention_mask = model_kwargs.get("decoder_attention_mask")
+    output_rows = OutputRows(model.lm_head)
+    sequences = input_ids.new_full((total, max_length), padding)
+    sequences[:, :prompt_length] = input_ids
+    lengths = torch.full_like(sequences[:, 0], max_length)
+    rows = torch.arange(total, device=input_ids.device)  # the rows of `sequences` that are still in the batch
+    live, finished = sequences.clone(), torch.zeros_like(rows, dtype=torch.bool)
+    next_tokens = input_ids
+
+    for length in range(prompt_length, max_length):
+        step, written = length - prompt_length, live[:, prompt_length:length]
+        hidden_states = model.model.decoder(
+            input_ids=next_tokens,
+            attention_mask=attention_mask,
+            encoder_hidden_states=encoded,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+
+        token_set = None if grammar is None else grammar.token_set(step)
+        if recorder is not None and recorder.reads(step):
+            logits = output_rows(hidden_states, None)
+            recorder.record(step, written, logits, rows, total)
+            if token_set is not None:
+                logits = logits[:, output_rows.tokens(token_set)]
+        else:
+            logits = output_rows(hidden_states, token_set)
+        if grammar is not None:
+            forbidden = grammar.forbidden(step, written, output_rows.tokens(token_set))
+            if forbidden is not None:
+                logits = logits.masked_fill(forbidden, float("-inf"))
+        for warper in warpers:
+            logits = warper(written, logits)
+        tokens = draw_tokens(logits) if generation_config.do_sample else logits.argmax(-1)
+        if token_set is not None:
+            tokens = output_rows.tokens(token_set)[tokens]
+        if can_end:
+            tokens = tokens.masked_fill(finished, padding)
+        live[:, length] = tokens
+        next_tokens = tokens[:, None]
+        if recorder is not None:
+            recorder.settle(tokens)
+        if streamer is not None:
+            sequences[rows, length] = tokens
+            streamer.put(sequences[:, length].cpu())
+        if attention_mask is not None:
+            attention_mask = nn.functional.pad(attention_mask, (0, 1), value=1)
+        if not can_end:
+            continue
+
+        has_ended = torch.zeros_like(finished) if end_tokens is None else torch.isin(tokens, end_tokens)
+        by_grammar = None if grammar is None else grammar.is_finished(step, live[:, prompt_length : length + 1])
+        has_ended = (has_ended if by_grammar is None else has_ended | by_grammar) & ~finished
+        lengths[rows] = torch.where(has_ended, length + 1, lengths[rows])
+        finished = finished | has_ended
+        if step % LOOK_EVERY == LOOK_EVERY - 1:
+            kept, pictures = choose_rows(finished, encoded.shape[0])
+            if len(kept) == len(rows):
+                continue
+            sequences[rows] = live
+            if not len(kept):
+                break
+            cache.self_attention_cache.batch_select_indices(kept)
+            if len(pictures) < encoded.shape[0]:
+                cache.cross_attention_cache.batch_select_indices(pictures)
+                encoded = encoded[pictures]
+            rows, live, finished, next_tokens = rows[kept], live[kept], finished[kept], next_tokens[kept]
+            attention_mask = None if attention_mask is None else attention_mask[kept]
+
+    sequences[rows] = live
+    if can_end:  # as the library: nothing is kept after the last row has ended
+        sequences = sequences[:, : int(lengths.max())]
+    if streamer is not None:
+        streamer.end()
+    if not generation_config.return_dict_in_generate:
+        return sequences
+    return GenerateEncoderDecoderOutput(sequences=sequences, past_key_values=cache if len(rows) == total else None)
