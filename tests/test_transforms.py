@@ -9,27 +9,34 @@ import torch
 from pix2seq_hf.data.transforms import (
     DUPLICATE_JITTER,
     OBJECT_ORDERS,
+    ColorJitter,
     FixedSizeCrop,
     InjectNoiseBoxes,
     OrderObjects,
     RandomHorizontalFlip,
     ScaleJitter,
+    box_region,
+    captioning_training_transforms,
     crop,
     crop_region,
+    crop_to_object,
     detection_training_transforms,
     draw_noise,
     draw_truncated_normal,
     duplicate_boxes,
+    evaluation_transforms,
     filter_invalid_objects,
     flip_horizontally,
     image_to_float,
     inject_noise_boxes,
+    keypoint_training_transforms,
     noise_boxes,
     order_objects,
     pad,
     resize,
     resize_objects,
     scaled_size,
+    segmentation_training_transforms,
     select_objects,
 )
 
@@ -137,6 +144,70 @@ class TestGeometry:
         before, after = (each["keypoints_yx"].unflatten(-1, (17, 2)) for each in (record, flipped))
         assert after[:, 0, 1].equal(1 - before[:, 0, 1])  # the nose stays the nose
         assert after[:, 2, 1].equal(1 - before[:, 1, 1]) and after[:, 15, 0].equal(before[:, 16, 0])
+
+    def test_invisible_keypoints_travel_when_mirrored(self):
+        points = torch.tensor([[0.5, 0.5, -3.0, -3.0, 0.2, 0.3]])  # nose, left eye, right eye
+        flipped = flip_horizontally({"image": torch.zeros(3, 4, 4), "keypoints_yx": points})["keypoints_yx"]
+        assert torch.allclose(flipped, torch.tensor([[0.5, 0.5, 0.2, 0.7, -3.0, -3.0]]))
+
+    def test_pairs_of_another_skeleton(self):
+        points = torch.tensor([[0.1, 0.1, 0.2, 0.2, 0.3, 0.3]])
+        record = {"image": torch.zeros(3, 4, 4), "keypoints_yx": points}
+        assert torch.allclose(
+            flip_horizontally(record, [(0, 2)])["keypoints_yx"], torch.tensor([[0.3, 0.7, 0.2, 0.8, 0.1, 0.9]])
+        )
+        assert torch.allclose(
+            flip_horizontally(record, [])["keypoints_yx"], torch.tensor([[0.1, 0.9, 0.2, 0.8, 0.3, 0.7]])
+        )
+
+    def test_reserved_numbers_never_move(self):
+        record = make_record()
+        record["polygons_yx"][0, 4:6] = -2
+        record["polygons_yx"][0, 8:] = -1
+        record["keypoints_yx"][1, 6:8] = -3
+        for change in (
+            lambda given: crop(given, (10, 20, 20, 30)),
+            flip_horizontally,
+            lambda given: pad(given, (64, 64)),
+            lambda given: pad(flip_horizontally(crop(given, (0, 0, 30, 60))), (64, 64)),
+        ):
+            changed = change(record)["polygons_yx"]
+            assert changed[0, 4:6].tolist() == [-2, -2] and changed[0, 8:].tolist() == [-1] * 4
+            assert ((changed >= 0) & (changed <= 1)).sum() == changed.numel() - 6
+            assert (change(record)["keypoints_yx"] == -3).sum() >= 2
+
+    def test_keypoints_outside_stay_invisible(self):
+        record = {"image": torch.zeros(3, 10, 10), "keypoints_yx": torch.tensor([[0.5, 0.5, 0.9, 0.9]])}
+        cropped = pad(crop(record, (0, 0, 8, 8)), (16, 16))
+        assert torch.allclose(cropped["keypoints_yx"], torch.tensor([[0.3125, 0.3125, -3, -3]]))
+
+    @pytest.mark.parametrize(
+        ("box", "pad_scale", "region"),
+        [
+            ((0.2, 0.3, 0.4, 0.6), 0.0, (1, 5, 4, 8)),  # of 9 x 19: rows 1.8 to 3.6, columns 5.7 to 11.4
+            ((0.2, 0.3, 0.4, 0.6), 0.5, (0, 1, 7, 16)),
+            ((0, 0, 1, 1), 3.0, (0, 0, 10, 20)),
+            ((0.5, 0.5, 0.5, 0.5), 0.0, (4, 9, 2, 2)),
+        ],
+    )
+    def test_box_region(self, box, pad_scale, region):
+        assert box_region(torch.tensor(box), (10, 20), pad_scale) == region
+
+    def test_crop_to_object(self):
+        record = make_record()
+        record["boxes_yxyx"][1] = torch.tensor([0.2, 0.3, 0.4, 0.6])
+        found = crop_to_object(record, 1, 0.5)
+        top, left = found["crop_offset"]
+        height, width = found["image_size"]
+        assert found["image"].equal(record["image"][:, top : top + height, left : left + width])
+        assert found["labels"].tolist() == [2] and len(found["polygons_yx"]) == 1
+        box = found["boxes_yxyx"][0] * torch.tensor([height, width] * 2) + torch.tensor([top, left] * 2)
+        assert torch.allclose(box, record["boxes_yxyx"][1] * torch.tensor([40, 60] * 2), atol=1e-4)
+
+    def test_crop_to_a_box_outside(self):
+        record = {**make_record(), "boxes_yxyx": torch.tensor([[1.5, 0.1, 1.7, 0.2]])}
+        with pytest.raises(ValueError, match=r"object 0 of image 1 .*no pixel in the image"):
+            crop_to_object(record, 0, 0.0)
 
     def test_flip_twice_changes_nothing(self):
         record = make_record()
@@ -304,3 +375,51 @@ class TestRandomTransforms:
         before = frozen(record)
         inject_noise_boxes(record, draw_noise(np.random.default_rng(0), 3, 4))
         assert same(record, before)
+
+
+class TestOtherTasks:
+    CHAINS = [
+        segmentation_training_transforms((32, 48), 4, object_order="random"),
+        keypoint_training_transforms((32, 48), 4, max_scale=2.0, use_flip=True),
+        captioning_training_transforms((32, 48)),
+    ]
+
+    @pytest.mark.parametrize("transforms", CHAINS)
+    def test_shapes_and_determinism(self, transforms):
+        record = make_record(6)
+        before = frozen(record)
+        for seed in range(10):
+            found, again = (transforms(record, np.random.default_rng(seed)) for _ in range(2))
+            assert found["image"].shape == (3, 32, 48) and found["image"].min() >= 0 and found["image"].max() <= 1
+            assert same(found, again)
+        assert same(record, before)
+
+    def test_objects_and_captions(self):
+        record = make_record(6)
+        segmentation, keypoints, captioning = (chain(record, np.random.default_rng(0)) for chain in self.CHAINS)
+        assert len(segmentation["labels"]) == len(keypoints["labels"]) == 4
+        assert captioning["captions"] == ["a drawing"]
+
+    def test_missing_scores_keep_the_order(self):
+        transforms = segmentation_training_transforms((32, 48), 2)
+        assert transforms(make_record(6), np.random.default_rng(0))["labels"].tolist() == [1, 2]
+
+    def test_evaluation_is_the_image_processor(self):
+        from pix2seq_hf.image_processing_pix2seq import Pix2SeqImageProcessor
+
+        image = make_record(1, (50, 37))["image"]
+        processor = Pix2SeqImageProcessor(size={"height": 32, "width": 48})
+        expected = processor(image, return_tensors="pt", input_data_format="channels_first")["pixel_values"][0]
+        found = evaluation_transforms((32, 48))({"image": image}, None)
+        assert torch.allclose(found["image"], expected, atol=1e-6)
+
+    def test_antialiasing_is_off_unless_asked_for(self):
+        record = make_record(1, (64, 96))
+        options = {"min_scale": 0.5, "max_scale": 0.5, "use_flip": False, "color_jitter_strength": 0}
+        plain = captioning_training_transforms((32, 48), **options)(record, np.random.default_rng(0))["image"]
+        smooth = captioning_training_transforms((32, 48), **options, use_antialias=True)
+        assert smooth(record, np.random.default_rng(0))["image"].std() < 0.9 * plain.std()
+
+    def test_colour_jitter_needs_a_strength(self):
+        with pytest.raises(ValueError, match="must not be negative, got -1"):
+            ColorJitter(-1)

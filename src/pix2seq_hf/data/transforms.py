@@ -2,7 +2,11 @@
 
 A record is the dict of tensors described in `task_base`. Every function handles every geometry field that the record
 has, leaves the record it was given alone, and returns a new one. The random numbers of a function are arguments; the
-classes draw them from a `numpy.random.Generator`."""
+classes draw them from a `numpy.random.Generator`.
+
+The reserved numbers -1, -2 and -3 of polygons and keypoints are no places, so nothing moves them. The reference moves
+them like coordinates and puts the old values back at the end, at the old positions; that comes to the same, except for
+its two faults with keypoints, which are said at `pad` and `flip_horizontally`."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -11,7 +15,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pix2seq_hf.tokenization_pix2seq import FAKE_CLASS_LABEL, INVISIBLE_FLOAT
+from pix2seq_hf.data.photometric import draw_color_jitter, jitter_colors
+from pix2seq_hf.image_processing_pix2seq import resized_size
+from pix2seq_hf.tokenization_pix2seq import FAKE_CLASS_LABEL, INVISIBLE_FLOAT, PADDING_FLOAT, SEPARATOR_FLOAT
 
 Record = Mapping[str, Any]
 Size = tuple[int, int]  # height, width
@@ -48,12 +54,22 @@ def scaled_size(image_size: Size, target_size: Size, scale: float) -> Size:
     return max(int(height), 1), max(int(width), 1)
 
 
-def resize(record: Record, size: Size) -> dict[str, Any]:
-    """Resize the image, bilinear with half-pixel centres and without antialiasing; coordinates are normalised."""
+def resize(record: Record, size: Size, antialias: bool = False) -> dict[str, Any]:
+    r"""Resize the image, bilinear with half-pixel centres; coordinates are normalised and stay.
+
+    Args:
+        record (`Mapping`): Any.
+        size (`tuple[int, int]`): (height, width) in pixels.
+        antialias (`bool`): The reference antialiases in evaluation and not in training."""
     image = image_to_float(record["image"])
     if tuple(image.shape[-2:]) != tuple(size):
-        image = F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=False)[0]
+        image = F.interpolate(image[None], size, mode="bilinear", align_corners=False, antialias=antialias)[0]
     return {**record, "image": image}
+
+
+def fit(record: Record, target_size: Size) -> dict[str, Any]:
+    """Resize the image as the image processor does: as large as fits into `target_size`, antialiased."""
+    return resize(record, resized_size(tuple(record["image"].shape[-2:]), target_size), antialias=True)
 
 
 def pad(record: Record, size: Size) -> dict[str, Any]:
@@ -72,6 +88,8 @@ def pad(record: Record, size: Size) -> dict[str, Any]:
         raise ValueError(f"an image of {height} x {width} pixels cannot be padded to {size[0]} x {size[1]}: crop first")
     image = BACKGROUND + F.pad(image - BACKGROUND, (0, size[1] - width, 0, size[0] - height))
     ratio_yx = torch.tensor([height, width], dtype=torch.float32) / torch.tensor(size, dtype=torch.float32)
+    # Departure: the reference scales a keypoint that a crop has made invisible too, and -3 becomes for example -2.2,
+    # which it then writes as coordinate 0.
     points = _map_points(record, lambda pairs, _: pairs * ratio_yx)
     return {**record, **points, "image": image, "unpadded_image_size": (height, width)}
 
@@ -97,8 +115,7 @@ def crop(record: Record, region: tuple[int, int, int, int]) -> dict[str, Any]:
     r"""Cut a region out of the image.
 
     Boxes and polygons are clipped to the region, so an object outside becomes empty; a keypoint on the border or
-    outside becomes invisible. Reserved numbers (-1, -2, -3) are treated like coordinates: put them back with
-    `preserve_reserved` where it matters.
+    outside becomes invisible.
 
     Args:
         record (`Mapping`): Any.
@@ -122,28 +139,87 @@ def crop(record: Record, region: tuple[int, int, int, int]) -> dict[str, Any]:
     }
 
 
-def flip_horizontally(record: Record) -> dict[str, Any]:
-    """Mirror the image and the coordinates; left and right keypoints change places (the first, the nose, stays)."""
+def box_region(box_yxyx: torch.Tensor, image_size: Size, pad_scale: float) -> tuple[int, int, int, int]:
+    r"""Region of whole pixels around a box.
 
-    def mirror(pairs, field):  # pairs: (num_objects, num_points, 2)
-        pairs = torch.stack([pairs[..., 0], 1.0 - pairs[..., 1]], -1)
-        if field == "boxes_yxyx":  # the left edge was the right edge
-            pairs = torch.stack([pairs[..., 0], pairs.flip(-2)[..., 1]], -1)
-        if field == "keypoints_yx":
-            swapped = pairs[..., 1:, :].unflatten(-2, (-1, 2)).flip(-2).flatten(-3, -2)
-            pairs = torch.cat([pairs[..., :1, :], swapped], -2)
-        return pairs
+    Args:
+        box_yxyx (`torch.FloatTensor` of shape `(4,)`): Normalised.
+        image_size (`tuple[int, int]`): (height, width) in pixels.
+        pad_scale (`float`): What is added on each side, as a share of the box's height and width; 0.5 doubles it.
+    Returns:
+        `tuple[int, int, int, int]`: top, left, height, width in pixels, inside the image. The last two are below 1 for
+        a box that has no pixel in the image."""
+    last_yx = np.asarray(image_size, np.float32) - 1
+    corners = np.asarray(box_yxyx, np.float32).reshape(2, 2) * last_yx
+    first, last = np.floor(corners[0]).astype(int), np.ceil(corners[1]).astype(int)
+    padding = ((last - first + 1).astype(np.float32) * np.float32(pad_scale)).astype(int)
+    first = np.maximum(first - padding, 0)
+    last = np.minimum(last + padding, last_yx.astype(int))
+    (top, left), (height, width) = first.tolist(), (last - first + 1).tolist()
+    return top, left, height, width
 
-    return {**record, **_map_points(record, mirror), "image": record["image"].flip(-1)}
+
+def crop_to_object(record: Record, index: int, pad_scale: float) -> dict[str, Any]:
+    r"""Make a record of one object: the image around its box.
+
+    Args:
+        record (`Mapping`): With `boxes_yxyx`.
+        index (`int`): Which object.
+        pad_scale (`float`): See [`box_region`].
+    Returns:
+        `dict`: With one object; `image_size` and all coordinates are those of the crop, `crop_offset` says where it
+        was.
+    Raises:
+        ValueError: If the box has no pixel in the image."""
+    image_size = tuple(record["image"].shape[-2:])
+    region = box_region(record["boxes_yxyx"][index], image_size, pad_scale)
+    if min(region[2:]) < 1:
+        raise ValueError(
+            f"object {index} of image {record.get('image_id', 'without id')} has the box "
+            f"{record['boxes_yxyx'][index].tolist()}, which has no pixel in the image"
+        )
+    return {**crop(select_objects(record, torch.tensor([index])), region), "image_size": region[2:]}
+
+
+def flip_horizontally(record: Record, keypoint_pairs: Iterable[tuple[int, int]] | None = None) -> dict[str, Any]:
+    r"""Mirror the image and the coordinates; left and right keypoints change places.
+
+    Args:
+        record (`Mapping`): Any.
+        keypoint_pairs (`Iterable[tuple[int, int]]`, *optional*): Keypoints that change places; by default 1 and 2, 3
+            and 4, and so on, which suits COCO's persons (the first, the nose, stays).
+    Returns:
+        `dict`: The mirrored record."""
+    fields = _map_points(record, lambda pairs, _: torch.stack([pairs[..., 0], 1.0 - pairs[..., 1]], -1))
+    if "boxes_yxyx" in fields:  # the left edge was the right edge
+        fields["boxes_yxyx"] = fields["boxes_yxyx"][:, [0, 3, 2, 1]]
+    if "keypoints_yx" in fields:
+        # Departure: the number -3 of an invisible keypoint travels with it. The reference puts it back at the old
+        # position, where it hides the keypoint of the other side, and therefore leaves the flip out.
+        pairs = fields["keypoints_yx"].unflatten(-1, (-1, 2))
+        order = torch.arange(pairs.shape[-2])
+        if keypoint_pairs is None:
+            keypoint_pairs = zip(range(1, len(order), 2), range(2, len(order), 2), strict=False)
+        for left, right in keypoint_pairs:
+            order[left], order[right] = right, left
+        fields["keypoints_yx"] = pairs[:, order].flatten(-2)
+    return {**record, **fields, "image": record["image"].flip(-1)}
 
 
 def _map_points(record: Record, function: Callable[[torch.Tensor, str], torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Apply `function(pairs, field)` to each point field, as pairs (num_objects, num_points, 2) of y and x."""
-    return {
-        field: function(record[field].unflatten(-1, (-1, 2)), field).flatten(-2)
-        for field in POINT_FIELDS
-        if record.get(field) is not None
-    }
+    """Apply `function(pairs, field)` to the places of each point field: pairs (num_objects, num_points, 2) of y and x."""
+    moved = {}
+    for field in POINT_FIELDS:
+        if record.get(field) is not None:
+            moved[field] = function(record[field].unflatten(-1, (-1, 2)), field).flatten(-2)
+            if field != "boxes_yxyx":
+                moved[field] = torch.where(is_reserved(record[field]), record[field], moved[field])
+    return moved
+
+
+def is_reserved(points_yx: torch.Tensor) -> torch.Tensor:
+    """Which numbers of polygons or keypoints are no coordinates: padding, separators, invisible keypoints."""
+    return (points_yx == PADDING_FLOAT) | (points_yx == SEPARATOR_FLOAT) | (points_yx == INVISIBLE_FLOAT)
 
 
 def _handle_out_of_frame(pairs: torch.Tensor, field: str) -> torch.Tensor:
@@ -186,6 +262,8 @@ def order_objects(record: Record, order: str, permutation: np.ndarray | None = N
     if order == "random":
         return select_objects(record, torch.as_tensor(permutation))
     if order == "scores":
+        if record.get("scores") is None:  # ground truth: all scores are 1
+            return dict(record)
         return select_objects(record, record["scores"].argsort(descending=True, stable=True))
     if order == "area":
         ymin, xmin, ymax, xmax = record["boxes_yxyx"].unbind(-1)
@@ -322,14 +400,15 @@ def inject_noise_boxes(record: Record, draws: NoiseDraws) -> dict[str, Any]:
 class ScaleJitter:
     """Resize to a random share of the target size, keeping the aspect ratio."""
 
-    def __init__(self, target_size: Size, min_scale: float, max_scale: float):
+    def __init__(self, target_size: Size, min_scale: float, max_scale: float, antialias: bool = False):
         if not 0 < min_scale <= max_scale:
             raise ValueError(f"scales must satisfy 0 < min <= max, got {min_scale} and {max_scale}")
         self.target_size, self.min_scale, self.max_scale = target_size, min_scale, max_scale
+        self.antialias = antialias
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
         scale = rng.uniform(self.min_scale, self.max_scale)
-        return resize(record, scaled_size(record["image"].shape[-2:], self.target_size, scale))
+        return resize(record, scaled_size(record["image"].shape[-2:], self.target_size, scale), self.antialias)
 
 
 class FixedSizeCrop:
@@ -345,8 +424,24 @@ class FixedSizeCrop:
 class RandomHorizontalFlip:
     """Mirror half of the records, at random."""
 
+    def __init__(self, keypoint_pairs: Iterable[tuple[int, int]] | None = None):
+        self.keypoint_pairs = None if keypoint_pairs is None else tuple(keypoint_pairs)
+
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
-        return flip_horizontally(record) if rng.random() > 0.5 else dict(record)
+        return flip_horizontally(record, self.keypoint_pairs) if rng.random() > 0.5 else dict(record)
+
+
+class ColorJitter:
+    """Vary the colours at random, see [`~data.photometric.jitter_colors`]."""
+
+    def __init__(self, strength: float):
+        if strength < 0:
+            raise ValueError(f"the strength of colour jitter must not be negative, got {strength}")
+        self.strength = strength
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
+        draws = draw_color_jitter(rng, self.strength)
+        return {**record, "image": jitter_colors(image_to_float(record["image"]), draws)}
 
 
 class OrderObjects:
@@ -402,6 +497,7 @@ def detection_training_transforms(
     *,
     min_scale: float = 0.3,
     max_scale: float = 2.0,
+    use_antialias: bool = False,
     use_flip: bool = True,
     object_order: str = "random",
     use_noise_boxes: bool = True,
@@ -412,6 +508,7 @@ def detection_training_transforms(
         image_size (`tuple[int, int]`): (height, width) of the model input.
         max_instances_per_image (`int`): Object slots; missing ones are filled with noise boxes.
         min_scale, max_scale (`float`): Range of [`ScaleJitter`].
+        use_antialias (`bool`): Resize as evaluation does; the reference does not in training.
         use_flip (`bool`): Mirror half of the records, at random.
         object_order (`str`): One of `OBJECT_ORDERS`.
         use_noise_boxes (`bool`): Fill missing slots with noise boxes instead of padding.
@@ -421,7 +518,7 @@ def detection_training_transforms(
     image_size = (int(image_size[0]), int(image_size[1]))
     return Compose(
         [
-            ScaleJitter(image_size, min_scale, max_scale),
+            ScaleJitter(image_size, min_scale, max_scale, use_antialias),
             FixedSizeCrop(image_size),
             *([RandomHorizontalFlip()] if use_flip else []),
             Apply(filter_invalid_objects),
@@ -431,3 +528,108 @@ def detection_training_transforms(
             Apply(resize_objects, max_instances_per_image),
         ]
     )
+
+
+def segmentation_training_transforms(
+    image_size: Size,
+    max_instances_per_image: int,
+    *,
+    min_scale: float = 0.3,
+    max_scale: float = 1.0,
+    use_antialias: bool = False,
+    use_flip: bool = True,
+    object_order: str = "scores",
+) -> Compose:
+    r"""The reference's transforms for training instance segmentation.
+
+    Args:
+        image_size (`tuple[int, int]`): (height, width) of the model input.
+        max_instances_per_image (`int`): Object slots; what comes after in the order is left out.
+        others: See [`detection_training_transforms`].
+    Returns:
+        [`Compose`], called with a record and a `numpy.random.Generator`.
+    Source: `transform_configs.get_instance_segmentation_train_transforms` of the reference implementation."""
+    image_size = (int(image_size[0]), int(image_size[1]))
+    return Compose(
+        [
+            Apply(filter_invalid_objects),
+            OrderObjects(object_order),
+            Apply(resize_objects, max_instances_per_image),
+            ScaleJitter(image_size, min_scale, max_scale, use_antialias),
+            FixedSizeCrop(image_size),
+            *([RandomHorizontalFlip()] if use_flip else []),
+            Apply(pad, image_size),
+        ]
+    )
+
+
+def keypoint_training_transforms(
+    image_size: Size,
+    max_instances_per_image: int = 1,
+    *,
+    min_scale: float = 0.3,
+    max_scale: float = 1.0,
+    use_antialias: bool = False,
+    use_flip: bool = False,
+    keypoint_pairs: Iterable[tuple[int, int]] | None = None,
+    object_order: str = "random",
+) -> Compose:
+    r"""The reference's transforms for training keypoint detection, on what [`crop_to_object`] cut out.
+
+    Args:
+        image_size (`tuple[int, int]`): (height, width) of the model input.
+        max_instances_per_image (`int`): Object slots.
+        use_flip (`bool`): Mirror half of the records; off in the reference, where it is faulty.
+        keypoint_pairs (`Iterable[tuple[int, int]]`, *optional*): See [`flip_horizontally`].
+        others: See [`detection_training_transforms`].
+    Returns:
+        [`Compose`], called with a record and a `numpy.random.Generator`.
+    Source: `transform_configs.get_keypoint_detection_train_transforms` of the reference implementation."""
+    image_size = (int(image_size[0]), int(image_size[1]))
+    return Compose(
+        [
+            Apply(filter_invalid_objects),
+            OrderObjects(object_order),
+            Apply(resize_objects, max_instances_per_image),
+            ScaleJitter(image_size, min_scale, max_scale, use_antialias),
+            FixedSizeCrop(image_size),
+            *([RandomHorizontalFlip(keypoint_pairs)] if use_flip else []),
+            Apply(pad, image_size),
+        ]
+    )
+
+
+def captioning_training_transforms(
+    image_size: Size,
+    *,
+    min_scale: float = 0.3,
+    max_scale: float = 2.0,
+    use_antialias: bool = False,
+    use_flip: bool = True,
+    color_jitter_strength: float = 0.5,
+) -> Compose:
+    r"""The reference's transforms for training captioning.
+
+    Args:
+        image_size (`tuple[int, int]`): (height, width) of the model input.
+        color_jitter_strength (`float`): See [`~data.photometric.jitter_colors`]; 0 leaves all colours as they are.
+        others: See [`detection_training_transforms`].
+    Returns:
+        [`Compose`], called with a record and a `numpy.random.Generator`.
+    Source: `transform_configs.get_captioning_train_transforms` of the reference implementation."""
+    image_size = (int(image_size[0]), int(image_size[1]))
+    return Compose(
+        [
+            ScaleJitter(image_size, min_scale, max_scale, use_antialias),
+            FixedSizeCrop(image_size),
+            *([RandomHorizontalFlip()] if use_flip else []),
+            *([ColorJitter(color_jitter_strength)] if color_jitter_strength else []),
+            Apply(pad, image_size),
+        ]
+    )
+
+
+def evaluation_transforms(image_size: Size) -> Compose:
+    """Resize and pad as the image processor does, and move the coordinates along."""
+    image_size = (int(image_size[0]), int(image_size[1]))
+    return Compose([Apply(fit, image_size), Apply(pad, image_size)])
