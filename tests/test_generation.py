@@ -2,6 +2,7 @@ import pytest
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from pix2seq_hf.decoding_pix2seq import choose_rows
 from pix2seq_hf.generation_pix2seq import build_generation_config, top_logits
 from pix2seq_hf.tokenization_pix2seq import class_labels_and_scores
 from tiny_models import make_config, make_model, make_pictures, make_tokens
@@ -222,3 +223,110 @@ def test_compiled_generation_with_a_static_cache(model):
     compiled = greedy(model, pixel_values=pictures, cache_implementation="static", compile_config=compile_config)
     assert hasattr(model, "_compiled_call")
     assert compiled.sequences.tolist() == greedy(model, pixel_values=pictures).sequences.tolist()
+
+
+def coordinates_and_classes(output):
+    slots = output.sequences[:, 1:].unflatten(1, (-1, 5))
+    return slots[..., :4], slots[..., 4]
+
+
+def test_a_named_task_follows_its_grammar(model):
+    output = greedy(model, pixel_values=make_pictures(), task="object_detection")
+    coordinates, classes = coordinates_and_classes(output)
+    assert ((coordinates >= 1000) & (coordinates < 2000)).all()
+    assert ((classes == 30) | ((classes > 100) & (classes < 1000))).all()
+    labels, scores = written_out_classes(model, make_pictures(), output.sequences)
+    assert output.class_labels.tolist() == labels.tolist()
+    torch.testing.assert_close(output.class_scores, scores, rtol=0, atol=1e-6)
+    free = greedy(model, pixel_values=make_pictures(), task="object_detection", grammar=None)
+    assert free.sequences.tolist() == greedy(model, pixel_values=make_pictures()).sequences.tolist()
+    assert free.sequences.tolist() != output.sequences.tolist()
+
+
+@pytest.mark.parametrize("task", [None, "object_detection"])
+def test_the_fast_loop_equals_the_librarys(model, task):
+    for seed in range(5):
+        pictures = make_pictures(3, seed=seed)
+        fast = greedy(model, pixel_values=pictures, task=task)
+        plain = greedy(model, pixel_values=pictures, task=task, output_logits=True)  # the library's loop keeps logits
+        assert plain.logits is not None
+        assert fast.sequences.tolist() == plain.sequences.tolist()
+        assert fast.class_labels.tolist() == plain.class_labels.tolist()
+        torch.testing.assert_close(fast.class_scores, plain.class_scores, rtol=0, atol=1e-5)
+
+
+def test_beams_follow_the_grammar_too(model):
+    output = greedy(model, pixel_values=make_pictures(), task="object_detection", num_beams=3)
+    coordinates, _ = coordinates_and_classes(output)
+    assert ((coordinates >= 1000) & (coordinates < 2000)).all()
+    assert output.class_labels.shape == (2, 3)
+
+
+def test_classes_narrow_what_is_found(model):
+    pictures = make_pictures(3)
+    output = greedy(model, pixel_values=pictures, task="object_detection", classes=["car", 90], max_new_tokens=25)
+    assert set(output.class_labels.unique().tolist()) <= {3, 90}
+    assert set(coordinates_and_classes(output)[1].unique().tolist()) <= {30, 103, 190}
+    logits = model(pictures, decoder_input_ids=output.sequences[:, :-1]).logits[:, 4::5]
+    scores = logits.softmax(-1)[..., [103, 190]].amax(-1)  # of the whole vocabulary, not of the two classes
+    torch.testing.assert_close(output.class_scores, scores, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="unknown class 'cat': the model knows car, person, toothbrush"):
+        model.generate(pictures, task="object_detection", classes=["cat"])
+
+
+def test_limits_and_unknown_tasks(model):
+    assert greedy(model, pixel_values=make_pictures(), max_new_tokens=None, max_objects=2).sequences.shape == (2, 11)
+    model.config.tasks = ["captioning"]
+    try:
+        with pytest.raises(ValueError, match=r"not trained for 'object_detection'.*captioning"):
+            model.generate(make_pictures(), task="object_detection")
+    finally:
+        model.config.tasks = ["object_detection"]
+    with pytest.raises(ValueError, match="unknown task 'juggling'"):
+        model.generate(make_pictures(), task="juggling")
+
+
+def noise_positions(output):
+    """Number of objects of each row up to its first noise."""
+    classes = output.sequences[:, 5::5]
+    is_noise = torch.nn.functional.pad(classes == 30, (0, 1), value=True)
+    return (is_noise.int().argmax(1) + 1).clamp(max=classes.shape[1]).tolist()
+
+
+def test_rows_that_end_leave_the_batch_without_changing_the_others():
+    model, pictures = make_model(spread=3.0), make_pictures(6, seed=3)
+    with torch.no_grad():
+        for layer in model.model.decoder.layers:  # so that what is written depends on the picture
+            layer.cross_attention.out_proj.weight.mul_(20)
+            layer.cross_attention.q_proj.weight.mul_(5)
+    settings = {"pixel_values": pictures, "task": "object_detection", "max_new_tokens": 60, "output_logits": True}
+    with torch.no_grad():
+        for _ in range(60):  # until noise is the best class now and then
+            model.lm_head.bias[30] += 0.1
+            whole = greedy(model, **settings)
+            if len(set(noise_positions(whole))) > 2:
+                break
+    slots = noise_positions(whole)
+    assert len(set(slots)) > 2, "the rows should end at different places"
+    plain = greedy(model, stop_when_noise=True, **settings)
+    settings["output_logits"] = False
+    stopped = greedy(model, stop_when_noise=True, **settings)
+    assert stopped.sequences.tolist() == plain.sequences.tolist()
+    assert stopped.class_labels.tolist() == plain.class_labels.tolist()
+    torch.testing.assert_close(stopped.class_scores, plain.class_scores, rtol=0, atol=1e-5)
+    assert stopped.sequences.shape[1] == 1 + 5 * max(slots)
+    for row, count in enumerate(slots):
+        assert stopped.sequences[row, : 1 + 5 * count].tolist() == whole.sequences[row, : 1 + 5 * count].tolist()
+        assert (stopped.sequences[row, 1 + 5 * count :] == 0).all()
+        assert stopped.class_labels[row, :count].tolist() == whole.class_labels[row, :count].tolist()
+        assert (stopped.class_scores[row, count:] == 0).all()
+
+
+def test_choice_of_rows_keeps_whole_pictures():
+    finished = torch.tensor([1, 1, 1, 0, 1, 0, 0, 1, 0, 1, 1, 1], dtype=torch.bool)  # four pictures of three rows
+    rows, pictures = choose_rows(finished, 4)
+    assert pictures.tolist() == [1, 2]
+    assert rows.tolist() == [3, 5, 6, 8]
+    rows, pictures = choose_rows(finished[6:], 1)
+    assert rows.tolist() == [0, 2] and pictures.tolist() == [0]
+    assert len(choose_rows(torch.ones(4, dtype=torch.bool), 2)[0]) == 0

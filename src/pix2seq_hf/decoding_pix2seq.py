@@ -215,6 +215,8 @@ class TokenPlan(LogitsProcessor):
 class GrammarEnd(StoppingCriteria):
     """Ends a row in the library's loops where its grammar does."""
 
+    eos_token_id = None  # the library pads ended rows only if some criterion has this attribute
+
     def __init__(self, plan: TokenPlan):
         self.plan = plan
 

@@ -104,8 +104,8 @@ class Pix2SeqGenerationMixin(GenerationMixin):
             grammar = None if grammar == "auto" else grammar
         limits = {"max_objects": max_objects, "max_points": max_points}
         for name, per_item in (("max_objects", TOKENS_PER_OBJECT), ("max_points", 2)):
-            if limits[name] is not None:
-                kwargs.setdefault("max_new_tokens", per_item * limits[name])
+            if limits[name] is not None and kwargs.get("max_new_tokens") is None:
+                kwargs["max_new_tokens"] = per_item * limits[name]
         if generation_config is None:
             kwargs = {**self._task_settings(prompt_token, kwargs), **kwargs}
         if task is None:
