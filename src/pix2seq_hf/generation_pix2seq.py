@@ -209,7 +209,7 @@ class Pix2SeqGenerationMixin(GenerationMixin):
             if not returns_dict and on_objects is None:
                 return None  # nobody would see it
             if labels is None:
-                classes = torch.arange(config.base_vocab_shift, min(config.coord_vocab_shift, config.vocab_size))
+                classes = torch.arange(min(config.coord_vocab_shift, config.vocab_size))[config.base_vocab_shift :]
             else:
                 classes = torch.tensor(sorted(labels)) + config.base_vocab_shift
             stops = stop_when_noise and grammar is not None
