@@ -14,8 +14,8 @@ PACKAGE = ROOT / "src" / "pix2seq_hf"
 # The ordinary files beside the flat ones. Whatever else stands in the package folder travels with a checkpoint.
 ORDINARY = {"__init__", "cli", "demo", "export", "pipelines", "prediction", "registration", "visualization"}
 FLAT_FILES = sorted(path for path in PACKAGE.glob("*.py") if path.stem not in ORDINARY)
-FLAT_LIBRARIES = {"torch", "torchvision", "transformers", "numpy", "PIL"}
-OPTIONAL_LIBRARIES = {"torchvision"}
+FLAT_LIBRARIES = {"torch", "torchvision", "transformers", "numpy", "PIL", "pycocotools"}
+OPTIONAL_LIBRARIES = {"torchvision", "pycocotools"}
 
 SOURCES = [path for folder in (ROOT / "src", ROOT / "conversion", ROOT / "scripts", ROOT / "benchmarks") for path in
            sorted(folder.rglob("*.py"))]  # fmt: skip

@@ -106,6 +106,42 @@ def scale_boxes(boxes_yxyx: torch.Tensor, original_size: Sequence[int], target_s
     return boxes_yxyx[..., [1, 0, 3, 2]]
 
 
+def crop_region(box_yxyx: torch.Tensor, image_size: Sequence[int], pad_scale: float) -> tuple[int, int, int, int]:
+    r"""The part of a picture to cut out around an object.
+
+    Args:
+        box_yxyx (`torch.FloatTensor` of shape `(4,)`): Normalised by the picture.
+        image_size (`Sequence[int]`): Height and width of the picture in pixels.
+        pad_scale (`float`): Share of the box's height and width that is added on each side, where the picture has it.
+    Returns:
+        `tuple[int, int, int, int]`: top, left, height, width in pixels.
+    Source: `golden/tasks/README.md`, section 7; the order of operations in float32 decides the last pixel."""
+    box = np.asarray(box_yxyx, dtype=np.float32)
+    size = np.array(image_size, dtype=np.int64)
+    last = (size - 1).astype(np.float32)
+    start = np.floor(box[:2] * last).astype(np.int64)
+    end = np.ceil(box[2:] * last).astype(np.int64)
+    padding = ((end - start + 1).astype(np.float32) * np.float32(pad_scale)).astype(np.int64)
+    start, end = np.maximum(start - padding, 0), np.minimum(end + padding, size - 1)
+    height, width = (end - start + 1).tolist()
+    return (*start.tolist(), height, width)
+
+
+def crop_points(points_yx: torch.Tensor, region: Sequence[int], image_size: Sequence[int]) -> torch.Tensor:
+    r"""Refer coordinates to a part of a picture; nothing is clipped, and no number is special.
+
+    Args:
+        points_yx (`torch.FloatTensor` of shape `(..., 2 * num_points)`): `y, x, ...` normalised by the picture; a box
+            is two points.
+        region (`Sequence[int]`): top, left, height, width in pixels, as [`crop_region`] returns it.
+        image_size (`Sequence[int]`): Height and width of the picture in pixels.
+    Returns:
+        `torch.FloatTensor` of the shape of `points_yx`: Normalised by the region."""
+    offset, extent = torch.tensor(region, dtype=torch.float32).split(2)
+    size = torch.tensor(image_size, dtype=torch.float32)
+    return ((points_yx.unflatten(-1, (-1, 2)) - offset / size) * (size / extent)).flatten(-2)
+
+
 def pixel_size(image_size: Any) -> tuple[int, int]:
     """Height and width as two integers, from a tuple, a tensor row or an array."""
     height, width = image_size.tolist() if hasattr(image_size, "tolist") else image_size

@@ -12,12 +12,18 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
 from .image_processing_pix2seq import best_image_processor, pixel_size, resized_size, scale_boxes, upright_size
+from .task_captioning import Captioning
+from .task_instance_segmentation import InstanceSegmentation
+from .task_keypoint_detection import KeypointDetection
 from .task_object_detection import ObjectDetection
 from .tokenization_pix2seq import Pix2SeqVocabulary
 
 # Every task there is: name -> task. A new task is one file and one line here.
 TASKS = {
     "object_detection": ObjectDetection(),
+    "instance_segmentation": InstanceSegmentation(),
+    "keypoint_detection": KeypointDetection(),
+    "captioning": Captioning(),
 }
 DEFAULT_TASK = "object_detection"
 

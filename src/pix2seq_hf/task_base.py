@@ -9,10 +9,10 @@ A record is a plain dict that describes one picture and its annotations. A task 
     labels              (num_objects,) int64, raw label ids; 0 is padding, -70 a noise box
     areas, is_crowd     (num_objects,)
     polygons_yx         (num_objects, 2 * max_points) float32, normalised; -1 padding, -2 separator
-    keypoints_yx        (num_objects, 34) float32, normalised; -3 invisible
+    keypoints_yx        (num_objects, 2 * num_keypoints) float32, normalised; -3 invisible
     captions            list[str]"""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -41,6 +41,32 @@ class Targets:
         return vars(self).copy()
 
 
+@dataclass
+class Frame:
+    r"""What the model looked at: a whole picture, or a part that was cut out around one object.
+
+    Args:
+        picture (`int`): Index of the picture.
+        size (`tuple[int, int]`, *optional*): (height, width) in pixels before resizing; `None` if it is not known.
+        input_size (`tuple[int, int]`): (height, width) of the padded model input.
+        offset (`tuple[int, int]`): Top and left of a cut in its picture.
+        boxes_xyxy (`torch.FloatTensor` of shape `(num_objects, 4)`, *optional*): The boxes that the prompts name, in
+            pixels of the picture; `None` for tasks about whole pictures.
+        boxes_yxyx (`torch.FloatTensor` of shape `(num_objects, 4)`, *optional*): The same, normalised by the padded
+            model input.
+        labels (`torch.LongTensor` of shape `(num_objects,)`, *optional*): Their raw label ids.
+        scores (`torch.FloatTensor` of shape `(num_objects,)`, *optional*): Their scores."""
+
+    picture: int
+    size: tuple[int, int] | None
+    input_size: tuple[int, int]
+    offset: tuple[int, int] = (0, 0)
+    boxes_xyxy: torch.Tensor | None = None
+    boxes_yxyx: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+
+
 class Task:
     r"""Everything between data and tokens for one task; stateless, one instance serves all.
 
@@ -50,7 +76,11 @@ class Task:
         required_fields (`tuple[str, ...]`): Fields of a record that `targets` reads.
         metric (`str`): What `evaluation/` measures.
         generation_defaults (`dict`): Settings of `generate` for the task.
-        records (`str`, *optional*): What generation keeps of the raw logits: `"classes"` or `"visible_tokens"`."""
+        records (`str`, *optional*): What generation keeps of the raw logits: `"classes"` or `"visible_tokens"`.
+        needs_boxes (`bool`): Whether the task is asked about boxes with labels, one sequence per box.
+        needs_tokenizer (`bool`): Whether the task reads or writes text.
+        crop_pad_scale (`float`, *optional*): Every box is looked at alone, in a cut that is larger than the box by so
+            much of its height and width on each side."""
 
     name: ClassVar[str]
     prompt_id: ClassVar[int]
@@ -58,6 +88,9 @@ class Task:
     metric: ClassVar[str]
     generation_defaults: ClassVar[dict[str, Any]]
     records: ClassVar[str | None] = None
+    needs_boxes: ClassVar[bool] = False
+    needs_tokenizer: ClassVar[bool] = False
+    crop_pad_scale: ClassVar[float | None] = None
 
     def targets(
         self, record: Mapping[str, Any], vocabulary: Any, rng: np.random.Generator | None, **options
@@ -95,6 +128,33 @@ class Task:
         Returns:
             The task's own predictions, with `malformed`: per sequence a `dict[str, int]` of the kinds that occurred."""
         raise NotImplementedError
+
+    def results(
+        self,
+        sequences: torch.Tensor,
+        output: Mapping[str, Any],
+        frames: Sequence[Frame],
+        processor: Any,
+        threshold: float = 0.0,
+        **options,
+    ) -> list[dict[str, Any]]:
+        r"""Turn generated sequences into what a user wants to know, in pixels of the pictures.
+
+        Args:
+            sequences (`torch.LongTensor` of shape `(rows, length)`): Responses, without the prompt. Row order: frame,
+                object, sample; all frames have as many rows.
+            output (`Mapping[str, Any]`): What else `generate` returned; may be empty.
+            frames (`Sequence[Frame]`): What the model looked at.
+            processor (`Pix2SeqProcessor`): Holds `vocabulary`, `caption_tokenizer` and the numbers of the model.
+            threshold (`float`): Objects of a lower score are left out.
+            **options: The task's own settings.
+        Returns:
+            `list[dict[str, Any]]`: One per frame, with `malformed`, a `dict[str, int]`."""
+        raise NotImplementedError
+
+    def target_options(self, config: Any) -> dict[str, Any]:
+        """Options of `targets` that a model's configuration, or anything with its fields, decides."""
+        return {}
 
     def max_response_length(self, config: Any) -> int:
         """Most tokens that the task writes after its prompt, for a model with this configuration."""
@@ -152,4 +212,95 @@ def shift_right(prompt: torch.Tensor, inputs: torch.Tensor, targets: torch.Tenso
     return inputs[..., :-1], targets[..., 1:]
 
 
-__all__ = ["Targets", "Task"]
+def box_prompts(prompt_id: int, boxes_yxyx: torch.Tensor, labels: torch.Tensor, vocabulary: Any) -> torch.Tensor:
+    r"""Prompts that ask about objects: task, box, class; zeros for padding.
+
+    Args:
+        prompt_id (`int`): The task's token.
+        boxes_yxyx (`torch.FloatTensor` of shape `(..., 4)`): Normalised by the padded model input.
+        labels (`torch.LongTensor` of shape `(...)`): Raw label ids; 0 for padding.
+        vocabulary (`Pix2SeqVocabulary`): The token layout.
+    Returns:
+        `torch.LongTensor` of shape `(..., 6)`.
+    Raises:
+        ValueError: If a label has no token.
+    Source: `task_utils.build_instance_prompt_seq` of the reference implementation."""
+    task = torch.full_like(labels, prompt_id)[..., None]
+    tokens = torch.cat([task, vocabulary.encode_boxes(boxes_yxyx), vocabulary.encode_labels(labels)[..., None]], -1)
+    return tokens.masked_fill((labels == vocabulary.padding_label)[..., None], vocabulary.padding_token)
+
+
+def object_points(
+    record: Mapping[str, Any], field: str, num_points: int, num_objects: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    r"""Boxes, labels and points of a record, all cut or padded with zeros to `num_objects` objects.
+
+    Args:
+        record (`Mapping[str, Any]`): With `boxes_yxyx`, `labels` and the points.
+        field (`str`): Name of the points, each row `y, x, y, x, ...`.
+        num_points (`int`): Points that every object must have.
+        num_objects (`int`): Objects of the result.
+    Returns:
+        `tuple`: boxes `(num_objects, 4)`, labels `(num_objects,)`, points `(num_objects, 2 * num_points)`.
+    Raises:
+        ValueError: If the fields do not fit each other, or there are not `num_points` points."""
+    boxes_yxyx = torch.as_tensor(record["boxes_yxyx"], dtype=torch.float32).reshape(-1, 4)
+    labels = torch.as_tensor(record["labels"], dtype=torch.int64).reshape(-1)
+    points_yx = torch.as_tensor(record[field], dtype=torch.float32)
+    if not len(labels) and not points_yx.numel():
+        points_yx = points_yx.reshape(0, 2 * num_points)
+    name = f"record of image {record.get('image_id', 'without id')}"
+    if not len(boxes_yxyx) == len(labels) == len(points_yx):
+        raise ValueError(
+            f"{name} has {len(boxes_yxyx)} boxes, {len(labels)} labels and {len(points_yx)} rows of {field}"
+        )
+    if points_yx.ndim != 2 or points_yx.shape[1] != 2 * num_points:
+        raise ValueError(
+            f"{name} has {field} of shape {tuple(points_yx.shape)}, the model takes {num_points} points: (objects, "
+            f"{2 * num_points})"
+        )
+    return tuple(resize_to(values, num_objects) for values in (boxes_yxyx, labels, points_yx))
+
+
+def point_tokens(points_yx: torch.Tensor, labels: torch.Tensor, vocabulary: Any) -> torch.Tensor:
+    """Tokens of points `(..., 2 * num_points)`; objects with label 0 (`labels` of shape `(...)`) are padding."""
+    is_padding = (labels == vocabulary.padding_label)[..., None]
+    return vocabulary.encode_points(points_yx).masked_fill(is_padding, vocabulary.padding_token)
+
+
+def rows_of_objects(num_rows: int, frames: Sequence[Frame]) -> torch.Tensor:
+    r"""Which rows of generated sequences belong to which object.
+
+    Args:
+        num_rows (`int`): Rows in the order frame, object, sample.
+        frames (`Sequence[Frame]`): What the model looked at; those with fewer objects than others have padding rows.
+    Returns:
+        `torch.LongTensor` of shape `(num_frames, max_objects, num_samples)`.
+    Raises:
+        ValueError: If the rows cannot be shared out evenly."""
+    max_objects = max((len(frame.labels) for frame in frames), default=0)
+    slots = len(frames) * max_objects
+    if num_rows % slots if slots else num_rows:
+        raise ValueError(
+            f"{num_rows} sequences do not belong to {len(frames)} x {max_objects} boxes: give the boxes that were "
+            "given for the prompts"
+        )
+    return torch.arange(num_rows).reshape(len(frames), max_objects, num_rows // slots if slots else 0)
+
+
+def counts_by_row(kinds: Mapping[str, torch.Tensor | Sequence[int]]) -> list[dict[str, int]]:
+    """Turn numbers `(rows,)` per kind of fault into the kinds that occur, per row."""
+    columns = [values.tolist() if isinstance(values, torch.Tensor) else values for values in kinds.values()]
+    return [{kind: number for kind, number in zip(kinds, row) if number} for row in zip(*columns)]
+
+
+def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Add up the counts of several sequences, kind by kind."""
+    total: dict[str, int] = {}
+    for row in counts:
+        for kind, number in row.items():
+            total[kind] = total.get(kind, 0) + number
+    return total
+
+
+__all__ = ["Frame", "Targets", "Task"]
