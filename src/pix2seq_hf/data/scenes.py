@@ -4,9 +4,11 @@ Every picture follows from (seed, split, index) alone. Shapes differ in kind, si
 overlap and reach to the border; the background has a gradient, clutter and noise.
 """
 
+import colorsys
 import json
 import math
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +39,9 @@ def draw_scene(
     max_objects: int = 5,
     size_range: tuple[float, float] = (0.15, 0.5),
     min_visible: float = 0.5,
+    labels: Sequence[int] = tuple(SCENE_CLASSES),
+    textures: Sequence[str] = TEXTURES,
+    use_class_colors: bool = False,
 ) -> tuple[Image.Image, list[SceneObject]]:
     r"""Draw one picture of one or more shapes.
 
@@ -46,16 +51,20 @@ def draw_scene(
         max_objects (`int`): Most shapes; at least one is drawn.
         size_range (`tuple[float, float]`): Smallest and largest diameter as a share of the shorter side.
         min_visible (`float`): Share of every shape that later shapes and the border must leave visible.
+        labels (`Sequence[int]`): Kinds of shapes, keys of `SCENE_CLASSES`.
+        textures (`Sequence[str]`): Kinds of paint, of `TEXTURES`.
+        use_class_colors (`bool`): Give every kind of shape its own range of hues, on a background that is nearly gray:
+            what a small network learns in minutes.
     Returns:
         `tuple`: The RGB picture and its shapes, from back to front."""
-    canvas = _draw_background(rng, image_size)
+    canvas = _draw_background(rng, image_size, _gray_colors if use_class_colors else _any_colors)
     num_objects = int(rng.integers(1, max_objects + 1))
     visible: list[np.ndarray] = []
     objects: list[SceneObject] = []
     for _ in range(20 * num_objects):  # attempts: a crowded picture ends with fewer shapes
         if len(objects) == num_objects:
             break
-        label = int(rng.integers(1, len(SCENE_CLASSES) + 1))
+        label = int(rng.choice(labels))
         diameter = rng.uniform(*size_range) * min(image_size)
         coverage, whole_area = _draw_shape(rng, label, diameter, image_size)
         mask = coverage >= 0.5
@@ -65,7 +74,8 @@ def draw_scene(
         )
         if hides_too_much or mask.sum() < max(min_visible * whole_area, 16):
             continue
-        paint = _draw_texture(rng, image_size, diameter)
+        colors = _class_colors(rng, label) if use_class_colors else _any_colors(rng)
+        paint = _draw_texture(rng, rng.choice(textures), colors, image_size, diameter)
         if np.abs(paint - canvas)[mask].mean() < 0.15:  # nobody could see it
             continue
         canvas += coverage[..., None] * (paint - canvas)
@@ -126,9 +136,28 @@ def scene_generator(seed: int, split: str, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(split.encode()), index])
 
 
-def _draw_background(rng: np.random.Generator, image_size: tuple[int, int]) -> np.ndarray:
+def _any_colors(rng: np.random.Generator) -> np.ndarray:
+    """Two colours of any kind: (2, 3) in [0, 1], as from the two functions below."""
+    return rng.uniform(0, 1, size=(2, 3)).astype(np.float32)
+
+
+def _gray_colors(rng: np.random.Generator) -> np.ndarray:
+    """Two colours that are nearly gray."""
+    return (rng.uniform(0.1, 0.9, size=(2, 1)) + rng.uniform(-0.05, 0.05, size=(2, 3))).clip(0, 1).astype(np.float32)
+
+
+def _class_colors(rng: np.random.Generator, label: int) -> np.ndarray:
+    """Two colours with a hue of the class, strong and not too dark."""
+    hues = (label - 1 + rng.uniform(-0.25, 0.25, size=2)) / len(SCENE_CLASSES)
+    colors = [colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.6, 1), rng.uniform(0.5, 1)) for hue in hues]
+    return np.array(colors, dtype=np.float32)
+
+
+def _draw_background(
+    rng: np.random.Generator, image_size: tuple[int, int], draw_colors: Callable[[np.random.Generator], np.ndarray]
+) -> np.ndarray:
     """A colour gradient with a few faint lines: (height, width, 3) in [0, 1]."""
-    canvas = _gradient(rng, image_size, *rng.uniform(0.1, 0.9, size=(2, 3)))
+    canvas = _gradient(rng, image_size, *draw_colors(rng))
     height, width = image_size
     clutter = Image.new("L", (width, height))
     pen = ImageDraw.Draw(clutter)
@@ -136,7 +165,7 @@ def _draw_background(rng: np.random.Generator, image_size: tuple[int, int]) -> n
         ends = [(float(rng.uniform(0, width)), float(rng.uniform(0, height))) for _ in range(2)]
         pen.line(ends, fill=int(rng.integers(40, 120)), width=int(rng.integers(1, 3)))
     strength = np.asarray(clutter, dtype=np.float32)[..., None] / 255
-    return canvas + strength * (rng.uniform(0, 1, size=3).astype(np.float32) - canvas)
+    return canvas + strength * (draw_colors(rng)[0] - canvas)
 
 
 def _draw_shape(
@@ -161,10 +190,11 @@ def _draw_shape(
     return coverage, area
 
 
-def _draw_texture(rng: np.random.Generator, image_size: tuple[int, int], diameter: float) -> np.ndarray:
+def _draw_texture(
+    rng: np.random.Generator, texture: str, colors: np.ndarray, image_size: tuple[int, int], diameter: float
+) -> np.ndarray:
     """Paint for a shape, as a full picture: (height, width, 3) in [0, 1]."""
-    first, second = rng.uniform(0, 1, size=(2, 3)).astype(np.float32)
-    texture = TEXTURES[rng.integers(len(TEXTURES))]
+    first, second = colors
     if texture == "plain":
         return np.broadcast_to(first, (*image_size, 3))
     if texture == "gradient":

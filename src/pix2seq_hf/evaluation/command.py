@@ -115,4 +115,7 @@ def _detect(model: Any, processor: Any, records: Sequence[dict[str, Any]]) -> li
 
 
 def _parse_ids(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 139,285") from None
