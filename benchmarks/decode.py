@@ -174,6 +174,7 @@ def measure_case(name: str, case: Case, num_tokens: int, num_repetitions: int, n
         bar (`tqdm`): Advances by one per repetition and one for the check.
     Returns:
         [`Measurement`]."""
+    bar.set_postfix_str("")
     bar.set_description(f"{name}: check")
     model = build_model(case)
     pixel_values = torch.rand(case.batch, model.config.num_channels, *model.config.image_size)
