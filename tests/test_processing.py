@@ -36,7 +36,8 @@ def test_prompts(processor):
     inputs = processor(images=images, task="object_detection", return_tensors="pt")
     assert inputs["pixel_values"].shape == (2, 3, 32, 48)
     assert inputs["decoder_input_ids"].tolist() == [[10], [10]]
-    assert set(inputs) == {"pixel_values", "decoder_input_ids"} == set(processor.model_input_names)
+    assert inputs["task"] == "object_detection"
+    assert set(inputs) == {"pixel_values", "decoder_input_ids", "task"} == set(processor.model_input_names)
     single = processor(images[0], return_tensors="np")
     assert single["decoder_input_ids"].tolist() == [[10]]
     assert np.array_equal(single["pixel_values"][0], inputs["pixel_values"][0])

@@ -149,7 +149,7 @@ class Task:
             threshold (`float`): Objects of a lower score are left out.
             **options: The task's own settings.
         Returns:
-            `list[dict[str, Any]]`: One per frame, with `malformed`, a `dict[str, int]`."""
+            `list[dict[str, Any]]`: One per frame, with `malformed`, a `dict[str, int]`; see the task."""
         raise NotImplementedError
 
     def target_options(self, config: Any) -> dict[str, Any]:
@@ -301,6 +301,20 @@ def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
         for kind, number in row.items():
             total[kind] = total.get(kind, 0) + number
     return total
+
+
+def join_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Put the results of several frames of one picture together: tensors and lists one after the other."""
+    joined = {}
+    for name, first in results[0].items():
+        values = [result[name] for result in results]
+        if name == "malformed":
+            joined[name] = add_counts(values)
+        else:
+            joined[name] = (
+                torch.cat(values) if isinstance(first, torch.Tensor) else [x for part in values for x in part]
+            )
+    return joined
 
 
 __all__ = ["Frame", "Targets", "Task"]

@@ -4,7 +4,7 @@ After the objects come noise boxes with the fake class (30), so that the model k
 of a class says whether there is an object. What the decoder reads has its class tokens corrupted: a class must not be
 guessed from the classes before it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from .grammar_pix2seq import BoxGrammar
-from .task_base import Targets, Task, resize_to, shift_right
+from .image_processing_pix2seq import scale_boxes
+from .task_base import Frame, Targets, Task, counts_by_row, resize_to, shift_right
 
 TOKENS_PER_OBJECT = 5
 CLASS_LABEL_CORRUPTIONS = ("none", "rand_cls", "rand_n_fake_cls", "real_n_fake_cls", "real_n_rand_n_fake_cls")
@@ -53,7 +54,6 @@ class ObjectDetection(Task):
     required_fields = ("boxes_yxyx", "labels")
     metric = "boxes"
     generation_defaults = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 0.4}
-
     records = "classes"
 
     def grammar(self, config, labels=None, stop_when_noise=False, **options):
@@ -64,6 +64,9 @@ class ObjectDetection(Task):
 
     def max_response_length(self, config: Any) -> int:
         return 5 * config.max_instances_per_image
+
+    def target_options(self, config: Any) -> dict[str, Any]:
+        return {"max_instances_per_image": config.max_instances_per_image}
 
     def targets(
         self,
@@ -155,6 +158,39 @@ class ObjectDetection(Task):
             boxes_yxyx=vocabulary.decode_boxes(slots[..., :4]),
             malformed=malformed(sequences, vocabulary),
         )
+
+    def results(
+        self,
+        sequences: torch.Tensor,
+        output: Mapping[str, Any],
+        frames: Sequence[Frame],
+        processor: Any,
+        threshold: float = 0.0,
+    ) -> list[dict[str, Any]]:
+        r"""Place the objects of every sequence in its picture.
+
+        Args:
+            sequences, frames, processor, threshold: See [`Task.results`].
+            output (`Mapping[str, Any]`): Read are `class_labels` and `class_scores`, see [`parse`].
+        Returns:
+            `list[dict]`, per row of `sequences`: `scores`, `labels`, `boxes` and `malformed`; the boxes as `xmin, ymin,
+            xmax, ymax`, in pixels or, of frames without a size, normalised by the padded model input."""
+        has_classes = output.get("class_labels") is not None
+        scores = (output["class_labels"], output["class_scores"]) if has_classes else None
+        found = self.parse(sequences, scores, processor.vocabulary)
+        samples = len(sequences) // max(len(frames), 1)
+        results = []
+        for row, malformed_slots in enumerate(found.malformed):
+            frame = frames[row // samples]
+            keep = (found.labels[row] > 0) & (found.scores[row] >= threshold)
+            boxes_yxyx = found.boxes_yxyx[row][keep]
+            if frame.size is None:
+                boxes_xyxy = boxes_yxyx[:, [1, 0, 3, 2]]
+            else:
+                boxes_xyxy = scale_boxes(boxes_yxyx, frame.size, frame.input_size)
+            objects = {"scores": found.scores[row][keep], "labels": found.labels[row][keep], "boxes": boxes_xyxy}
+            results.append({**objects, "malformed": malformed_slots})
+        return results
 
 
 def build_targets(
@@ -274,10 +310,8 @@ def malformed(sequences: torch.Tensor, vocabulary: Any) -> list[dict[str, int]]:
         "class": (is_known & ~is_class)[..., 4],
         "inverted": is_inverted & is_coordinate[..., :4].all(-1),
     }
-    counts = [(is_object & found).sum(-1) for found in kinds.values()]  # each (batch,)
-    counts.append((rest != vocabulary.padding_token).any(-1).long())
-    rows = torch.stack(counts, -1).tolist()
-    return [{kind: n for kind, n in zip([*kinds, "incomplete"], row) if n} for row in rows]
+    counts = {kind: (is_object & found).sum(-1) for kind, found in kinds.items()}  # each (batch,)
+    return counts_by_row({**counts, "incomplete": (rest != vocabulary.padding_token).any(-1).long()})
 
 
 def rescale_boxes(

@@ -6,7 +6,9 @@ import torch
 from PIL import Image
 
 from pix2seq_hf.image_processing_pix2seq import Pix2SeqImageProcessor, Pix2SeqImageProcessorPil, resized_size
-from pix2seq_hf.processing_pix2seq import Pix2SeqProcessor, coco_records
+from pix2seq_hf.processing_pix2seq import Pix2SeqProcessor
+from pix2seq_hf.records_pix2seq import coco_records, pad_record
+from pix2seq_hf.tokenization_pix2seq import Pix2SeqVocabulary
 
 BACKENDS = {"torchvision": Pix2SeqImageProcessor, "pil": Pix2SeqImageProcessorPil}
 TARGETS = [(160, 160), (128, 224)]
@@ -82,7 +84,8 @@ def test_boxes_follow_the_padding(recorded, golden_dir, parity_report):
             for entry in given:
                 entry["bbox"] = [number * factor for number, factor in zip(entry["bbox"], factors)]
             annotation = {"image_id": image_id, "annotations": given}
-            (record,) = coco_records(annotation, [crop], [(height, width)], max_label=899)
+            (record,) = coco_records(annotation, [crop], Pix2SeqVocabulary(), ["boxes_yxyx"], None)
+            record = {name: np.asarray(value) for name, value in pad_record(record, (height, width)).items()}
             boxes, labels = recorded[f"{case}/bbox"], recorded[f"{case}/label"]
             assert np.array_equal(record["labels"], labels[labels > 0])
             largest = max(largest, np.abs(record["boxes_yxyx"] - boxes[labels > 0]).max(initial=0))
