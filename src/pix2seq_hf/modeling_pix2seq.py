@@ -133,6 +133,8 @@ class Pix2SeqAttention(nn.Module):
             shape = (batch, -1, self.num_heads, self.head_dim)
             key = self.k_proj(source).view(shape).transpose(1, 2)  # (batch, num_heads, key_length, head_dim)
             value = self.v_proj(source).view(shape).transpose(1, 2)
+            if is_cross_attention:  # read at every step, so laid out once as the kernels read them
+                key, value = key.contiguous(), value.contiguous()
             if past_key_values is not None:
                 key, value = past_key_values.update(key, value, self.layer_idx)
 
