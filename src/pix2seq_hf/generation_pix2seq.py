@@ -93,7 +93,9 @@ class Pix2SeqGenerationMixin(GenerationMixin):
         if prompts is not None and prompts.ndim == 3:
             kwargs["decoder_input_ids"] = prompts = prompts.flatten(0, 1)  # (batch * sequences, length)
         task = self._find_task(task)
-        if prompts is not None:
+        if prompts is not None and task is not None:
+            prompt_token = task.prompt_id  # the first prompt may be padding, where the first picture has no boxes
+        elif prompts is not None:
             prompt_token = int(prompts[0, 0]) if prompts.numel() else None
         else:
             prompt_token = self.config.decoder_start_token_id if task is None else task.prompt_id

@@ -112,7 +112,7 @@ def checked_boxes(
         checked[2].append(torch.from_numpy(values.astype(np.float32)))
     if clipped and not is_quiet:
         others = f" and {len(clipped) - 1} more" if len(clipped) > 1 else ""
-        warnings.warn(f"{clipped[0]}{others} reach outside of the picture and were clipped to it", stacklevel=3)
+        warnings.warn(f"{clipped[0]}{others} reach outside of the picture and were clipped to it", stacklevel=4)
     return checked
 
 
