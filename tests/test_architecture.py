@@ -12,7 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "pix2seq_hf"
 
 # The ordinary files beside the flat ones. Whatever else stands in the package folder travels with a checkpoint.
-ORDINARY = {"__init__", "cli", "demo", "export", "pipelines", "prediction", "registration", "visualization"}
+ORDINARY = {
+    "__init__", "cli", "demo", "engine", "export", "given_boxes", "pipelines", "prediction", "registration", "results",
+    "streaming", "visualization",
+}  # fmt: skip
 FLAT_FILES = sorted(path for path in PACKAGE.glob("*.py") if path.stem not in ORDINARY)
 FLAT_LIBRARIES = {"torch", "torchvision", "transformers", "numpy", "PIL", "pycocotools"}
 OPTIONAL_LIBRARIES = {"torchvision", "pycocotools"}
@@ -29,8 +32,12 @@ MAY_IMPORT = {
     "training": {"training", "data", "evaluation", "flat"},
     "conversion": {"conversion", "flat", "export"},
     "visualization": {"flat"},
-    "prediction": {"data", "visualization", "flat"},
-    "pipelines": {"flat", "visualization"},
+    "results": {"visualization", "flat"},
+    "given_boxes": {"flat"},
+    "engine": {"given_boxes", "results", "flat"},
+    "streaming": {"engine", "given_boxes", "results", "flat"},
+    "pipelines": {"engine", "given_boxes", "results", "streaming", "flat"},
+    "prediction": {"data", "engine", "given_boxes", "results", "streaming", "visualization", "flat"},
     "export": {"flat"},
     "registration": {"flat"},
 }

@@ -17,8 +17,10 @@ Around them:
     conversion                  released TensorFlow checkpoints to folders of this package
     export                      a checkpoint folder that carries its code
     registration                how the Auto classes know of all this
+    pipelines, engine           `pipeline("pix2seq")`; all tasks on a batch of pictures
+    given_boxes, streaming      objects that a user names; objects handed over while they are decoded
+    results, visualization      what was found in a picture, and its drawing
     cli, prediction, demo       the command `pix2seq`
-    visualization               drawing
 
 `import pix2seq_hf` registers the Auto classes and imports nothing else: the names below load when they are used."""
 
@@ -40,6 +42,12 @@ PUBLIC_NAMES = {
     "Pix2SeqVocabulary": "tokenization_pix2seq",
     "Pix2SeqProcessor": "processing_pix2seq",
     "TASKS": "processing_pix2seq",
+    "Pix2SeqPipeline": "pipelines",
+    "Pix2SeqResult": "results",
+    "Pix2SeqObject": "results",
+    "ObjectStreamer": "streaming",
+    "TaskOptions": "engine",
+    "run_tasks": "engine",
     "load_rgb_image": "image_processing_pix2seq",
     "export_with_code": "export",
 }

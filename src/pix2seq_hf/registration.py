@@ -27,6 +27,7 @@ AUTO_TABLES = {
     "processing_auto": {"PROCESSOR_MAPPING_NAMES": "Pix2SeqProcessor"},
 }
 AUTO_PACKAGE = "transformers.models.auto"
+PIPELINES = "transformers.pipelines"
 
 
 class LazyAlias(types.ModuleType):
@@ -79,15 +80,26 @@ def add_names(module: types.ModuleType):
             mapping._reverse_config_mapping[AUTO_TABLES["configuration_auto"]["CONFIG_MAPPING_NAMES"]] = MODEL_TYPE
 
 
+def add_pipeline(module: types.ModuleType):
+    r"""Make `pipeline("pix2seq")` known; its class is imported when it is asked for.
+
+    Args:
+        module (`types.ModuleType`): The imported `transformers.pipelines`."""
+    module.PIPELINE_REGISTRY.supported_tasks[MODEL_TYPE] = {
+        "impl": f"{PACKAGE}.pipelines.Pix2SeqPipeline",
+        # The Auto class that [`AUTO_TABLES`] maps to the model with all tasks.
+        "pt": (module.AutoModelForImageTextToText,),
+        "type": "image",
+    }
+
+
 def register_auto_classes():
-    """Make AutoConfig, AutoModel, AutoProcessor and their siblings know Pix2Seq; imports nothing."""
+    """Make AutoConfig, AutoModel, AutoProcessor, their siblings and `pipeline` know Pix2Seq; imports nothing."""
     sys.modules.setdefault(f"transformers.models.{MODEL_TYPE}", LazyAlias(f"transformers.models.{MODEL_TYPE}"))
-    waiting = set()
-    for file_name in AUTO_TABLES:
-        full_name = f"{AUTO_PACKAGE}.{file_name}"
-        if full_name in sys.modules:
-            add_names(sys.modules[full_name])
-        else:
-            waiting.add(full_name)
+    actions = {f"{AUTO_PACKAGE}.{file_name}": add_names for file_name in AUTO_TABLES}
+    actions[PIPELINES] = add_pipeline
+    waiting = actions.keys() - sys.modules.keys()
+    for full_name in actions.keys() - waiting:
+        actions[full_name](sys.modules[full_name])
     if waiting:
-        sys.meta_path.insert(0, AfterImport(waiting, add_names))
+        sys.meta_path.insert(0, AfterImport(waiting, lambda module: actions[module.__name__](module)))
