@@ -15,7 +15,6 @@ from pix2seq_hf.data.transforms import (
     OrderObjects,
     RandomHorizontalFlip,
     ScaleJitter,
-    box_region,
     captioning_training_transforms,
     crop,
     crop_region,
@@ -180,18 +179,6 @@ class TestGeometry:
         record = {"image": torch.zeros(3, 10, 10), "keypoints_yx": torch.tensor([[0.5, 0.5, 0.9, 0.9]])}
         cropped = pad(crop(record, (0, 0, 8, 8)), (16, 16))
         assert torch.allclose(cropped["keypoints_yx"], torch.tensor([[0.3125, 0.3125, -3, -3]]))
-
-    @pytest.mark.parametrize(
-        ("box", "pad_scale", "region"),
-        [
-            ((0.2, 0.3, 0.4, 0.6), 0.0, (1, 5, 4, 8)),  # of 9 x 19: rows 1.8 to 3.6, columns 5.7 to 11.4
-            ((0.2, 0.3, 0.4, 0.6), 0.5, (0, 1, 7, 16)),
-            ((0, 0, 1, 1), 3.0, (0, 0, 10, 20)),
-            ((0.5, 0.5, 0.5, 0.5), 0.0, (4, 9, 2, 2)),
-        ],
-    )
-    def test_box_region(self, box, pad_scale, region):
-        assert box_region(torch.tensor(box), (10, 20), pad_scale) == region
 
     def test_crop_to_object(self):
         record = make_record()

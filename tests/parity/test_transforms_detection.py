@@ -18,7 +18,6 @@ from pix2seq_hf.data.transforms import (
     flip_horizontally,
     image_to_float,
     inject_noise_boxes,
-    is_reserved,
     jitter_boxes,
     noise_boxes,
     order_objects,
@@ -28,6 +27,7 @@ from pix2seq_hf.data.transforms import (
     scaled_size,
     shift_boxes,
 )
+from pix2seq_hf.tokenization_pix2seq import preserve_reserved
 
 CASES = [
     "down_no_flip", "unit_flip", "up_crop", "up_crop_flip", "crowd", "more_than_max", "exactly_one_free", "order_none",
@@ -43,7 +43,7 @@ def recordings(golden_dir):
 
 def keep_reserved(given, expected):
     """What the reference makes of -1, -2 and -3 in between, undone: nothing moves them here."""
-    return torch.where(is_reserved(given), given, expected)
+    return preserve_reserved(expected, given)
 
 
 def noise_draws(drawn, num_boxes, noise_order):

@@ -9,12 +9,12 @@ from recordings import IMAGE_TOLERANCE, POINT_TOLERANCE, difference, draws_of, l
 
 from pix2seq_hf.data.annotations import boxes_from_xywh, keypoints_from_triples
 from pix2seq_hf.data.transforms import (
-    box_region,
     crop,
     crop_to_object,
     evaluation_transforms,
     keypoint_training_transforms,
 )
+from pix2seq_hf.image_processing_pix2seq import crop_region
 
 CASES = ["down", "unit", "more_slots_than_objects", "crop_a", "crop_b"]
 CROPS = [f"keypoints_{image_id}_pad_{scale}" for image_id in (100667, 227000, 442450) for scale in (0.0, 0.5)]
@@ -130,7 +130,7 @@ def test_region_rule(crops, parity_report):
     for box, size, pad_scale, region, box_out in zip(
         *(case[name] for name in ("bbox", "image_hw", "pad_scale", "region_yxhw", "bbox_out")), strict=True
     ):
-        ours = box_region(torch.from_numpy(box), tuple(size), float(pad_scale))
+        ours = crop_region(torch.from_numpy(box), tuple(size), float(pad_scale))
         wrong += list(ours) != region.tolist()
         cropped = crop({"image": torch.zeros(3, *size), "boxes_yxyx": torch.from_numpy(box)[None]}, ours)
         worst = max(worst, difference(cropped["boxes_yxyx"][0], torch.from_numpy(box_out)))

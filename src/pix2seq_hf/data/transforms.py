@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from pix2seq_hf.data.photometric import draw_color_jitter, jitter_colors
+from pix2seq_hf.image_processing_pix2seq import crop_region as object_region
 from pix2seq_hf.image_processing_pix2seq import resized_size
-from pix2seq_hf.tokenization_pix2seq import FAKE_CLASS_LABEL, INVISIBLE_FLOAT, PADDING_FLOAT, SEPARATOR_FLOAT
+from pix2seq_hf.tokenization_pix2seq import FAKE_CLASS_LABEL, INVISIBLE_FLOAT, preserve_reserved
 
 Record = Mapping[str, Any]
 Size = tuple[int, int]  # height, width
@@ -139,40 +140,20 @@ def crop(record: Record, region: tuple[int, int, int, int]) -> dict[str, Any]:
     }
 
 
-def box_region(box_yxyx: torch.Tensor, image_size: Size, pad_scale: float) -> tuple[int, int, int, int]:
-    r"""Region of whole pixels around a box.
-
-    Args:
-        box_yxyx (`torch.FloatTensor` of shape `(4,)`): Normalised.
-        image_size (`tuple[int, int]`): (height, width) in pixels.
-        pad_scale (`float`): What is added on each side, as a share of the box's height and width; 0.5 doubles it.
-    Returns:
-        `tuple[int, int, int, int]`: top, left, height, width in pixels, inside the image. The last two are below 1 for
-        a box that has no pixel in the image."""
-    last_yx = np.asarray(image_size, np.float32) - 1
-    corners = np.asarray(box_yxyx, np.float32).reshape(2, 2) * last_yx
-    first, last = np.floor(corners[0]).astype(int), np.ceil(corners[1]).astype(int)
-    padding = ((last - first + 1).astype(np.float32) * np.float32(pad_scale)).astype(int)
-    first = np.maximum(first - padding, 0)
-    last = np.minimum(last + padding, last_yx.astype(int))
-    (top, left), (height, width) = first.tolist(), (last - first + 1).tolist()
-    return top, left, height, width
-
-
 def crop_to_object(record: Record, index: int, pad_scale: float) -> dict[str, Any]:
     r"""Make a record of one object: the image around its box.
 
     Args:
         record (`Mapping`): With `boxes_yxyx`.
         index (`int`): Which object.
-        pad_scale (`float`): See [`box_region`].
+        pad_scale (`float`): What is added on each side, as a share of the box's height and width; 0.5 doubles it.
     Returns:
         `dict`: With one object; `image_size` and all coordinates are those of the crop, `crop_offset` says where it
         was.
     Raises:
         ValueError: If the box has no pixel in the image."""
     image_size = tuple(record["image"].shape[-2:])
-    region = box_region(record["boxes_yxyx"][index], image_size, pad_scale)
+    region = object_region(record["boxes_yxyx"][index], image_size, pad_scale)
     if min(region[2:]) < 1:
         raise ValueError(
             f"object {index} of image {record.get('image_id', 'without id')} has the box "
@@ -207,19 +188,14 @@ def flip_horizontally(record: Record, keypoint_pairs: Iterable[tuple[int, int]] 
 
 
 def _map_points(record: Record, function: Callable[[torch.Tensor, str], torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Apply `function(pairs, field)` to the places of each point field: pairs (num_objects, num_points, 2) of y and x."""
+    """Apply `function(pairs, field)` to the places of every point field, as pairs (num_objects, num_points, 2)."""
     moved = {}
     for field in POINT_FIELDS:
         if record.get(field) is not None:
             moved[field] = function(record[field].unflatten(-1, (-1, 2)), field).flatten(-2)
             if field != "boxes_yxyx":
-                moved[field] = torch.where(is_reserved(record[field]), record[field], moved[field])
+                moved[field] = preserve_reserved(moved[field], record[field])
     return moved
-
-
-def is_reserved(points_yx: torch.Tensor) -> torch.Tensor:
-    """Which numbers of polygons or keypoints are no coordinates: padding, separators, invisible keypoints."""
-    return (points_yx == PADDING_FLOAT) | (points_yx == SEPARATOR_FLOAT) | (points_yx == INVISIBLE_FLOAT)
 
 
 def _handle_out_of_frame(pairs: torch.Tensor, field: str) -> torch.Tensor:
