@@ -379,7 +379,7 @@ def test_what_is_no_picture(look, entry):
 
 
 def test_a_missing_file_is_named(look):
-    with pytest.raises(OSError, match="nowhere.jpg"):
+    with pytest.raises(OSError, match=r"nowhere\.jpg"):
         look("nowhere.jpg")
 
 
