@@ -1,6 +1,7 @@
 """Pictures and annotations in, tensors out, and generated sequences back to boxes."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+import pix2seq_hf
 from pix2seq_hf import TASKS, Pix2SeqImageProcessor, Pix2SeqProcessor
 from tiny_model import NAMES, noise_picture, tiny_config, tiny_detector
 
@@ -220,6 +222,13 @@ def test_generation_round_trip(processor):
 def test_tasks_are_named_as_listed():
     assert {name: task.name for name, task in TASKS.items()} == {name: name for name in TASKS}
     assert len({task.prompt_id for task in TASKS.values()}) == len(TASKS)
+
+
+def test_every_task_file_has_its_line():
+    on_disk = {path.stem for path in Path(pix2seq_hf.__file__).parent.glob("task_*.py")} - {"task_base"}
+    assert on_disk == {f"task_{name}" for name in TASKS}
+    for name, task in TASKS.items():
+        assert type(task).__module__ == f"pix2seq_hf.task_{name}"
 
 
 @pytest.mark.parametrize("tokenizer", [None, caption_tokenizer()], ids=["plain", "with captions"])
