@@ -199,6 +199,32 @@ def test_settings_of_generate_for_one_task(look, picture, spied):
     assert by_task["captioning"]["num_beams"] == 2 and "num_beams" not in by_task["object_detection"]
 
 
+def test_numbers_of_sequences_have_names_of_their_own():
+    for chosen in ({"num_return_sequences": 2}, {"captioning": {"num_return_sequences": 2}}):
+        with pytest.raises(ValueError, match="num_samples for outlines and num_captions for captions"):
+            TaskOptions(generate_kwargs=chosen)
+
+
+def test_arrays_are_pictures_too(look, picture):
+    pixels = torch.from_numpy(np.array(picture)).movedim(-1, 0)
+    options = TaskOptions(threshold=0.0, seed=1)
+    [found] = run_tasks(look.model, look.processor, [pixels], options)
+    [expected] = run_tasks(look.model, look.processor, [picture], options)
+    assert found.to_json() == expected.to_json() and any(entry.keypoints for entry in found.objects)
+    assert found.image is None
+
+
+def test_keypoints_that_the_model_does_not_see(picture):
+    model = multitask_model()
+    with torch.no_grad():
+        model.lm_head.bias[41] = 6.0
+    look = Pix2SeqPipeline(model, processor=multitask_processor(model.config), device="cpu")
+    result = look(picture, tasks="keypoint_detection", generate_kwargs={"top_p": 1.0}, seed=0, **BOXES)
+    visible = [point.visible for found in (result.objects[0], result.objects[2]) for point in found.keypoints]
+    assert {True, False} == set(visible)
+    assert np.isfinite(result.keypoints_xy[[0, 2]]).all()  # all have a place
+
+
 def test_words_and_number_of_captions(look, picture):
     options = {"tasks": "captioning", "allowed_words": ["the", "red dog"], "seed": 3}
     result = look(picture, num_captions=4, **options)

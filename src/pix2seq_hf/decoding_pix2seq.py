@@ -181,6 +181,7 @@ class VisibleTokenRecorder:
         return {
             "sequences": torch.cat([sequences[:, :prompt_length], reported], 1),
             "token_scores": torch.stack(self.probabilities, 1),
+            "is_invisible": sequences[:, prompt_length:] == INVISIBLE_TOKEN,  # before they were replaced
         }
 
 

@@ -38,7 +38,7 @@ class TaskOptions:
         allowed_words (`Iterable[str]`, *optional*): Words that captions may be made of, punctuation included.
         ensemble_threshold (`float`): Share of an object's outlines that must enclose a pixel of its mask.
         generate_kwargs (`Mapping[str, Any]`): Arguments of `generate` in place of a task's own, such as `top_p`; under
-            the name of a task for that task alone.
+            the name of a task a dict of those for that task alone.
         seed (`int`, *optional*): Makes sampling reproducible, and leaves torch's generators as they were. The same
             pictures in the same batches give the same results; in a batch of another size a picture may get another
             sample of what the model would say.
@@ -74,6 +74,9 @@ class TaskOptions:
             raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold}")
         if not 0 < self.ensemble_threshold <= 1:
             raise ValueError(f"ensemble_threshold must be above 0 and at most 1, got {self.ensemble_threshold}")
+        for chosen in (self.generate_kwargs, *(self.generate_kwargs.get(name, {}) for name in TASKS)):
+            if "num_return_sequences" in chosen:
+                raise ValueError("num_return_sequences: say num_samples for outlines and num_captions for captions")
 
 
 def choose_tasks(config: Any, processor: Any, tasks: str | Sequence[str] = "all") -> tuple[str, ...]:
@@ -346,10 +349,14 @@ class TaskRun:
         general = {key: value for key, value in self.options.generate_kwargs.items() if key not in TASKS}
         return {**general, **self.options.generate_kwargs.get(name, {})}
 
+    def _stored(self, name: str) -> dict[str, Any]:
+        """The settings of a task that the model brings."""
+        stored = getattr(self.model.generation_config, "task_settings", None) or {}
+        return stored.get(str(TASKS[name].prompt_id), {})
+
     def _defaults(self, name: str) -> dict[str, Any]:
         """The task's own settings where the model brings none: it was built and not loaded."""
-        stored = getattr(self.model.generation_config, "task_settings", None) or {}
-        if str(TASKS[name].prompt_id) in stored:
+        if self._stored(name):
             return {}
         settings = TASKS[name].generation_settings(self.model.config)
         if self._chosen(name).get("do_sample") is False:
@@ -357,15 +364,11 @@ class TaskRun:
         return settings
 
     def _num_samples(self) -> int:
-        chosen = self._chosen(SEGMENTATION)
         if self.options.num_samples is not None:
             return self.options.num_samples
-        if "num_return_sequences" in chosen:
-            return chosen["num_return_sequences"]
-        stored = getattr(self.model.generation_config, "task_settings", None) or {}
-        settings = stored.get(str(TASKS[SEGMENTATION].prompt_id)) or TASKS[SEGMENTATION].generation_defaults
-        samples = chosen.get("do_sample", settings.get("do_sample", False))
-        return settings.get("num_return_sequences", 1) if samples else 1  # without chance all would be the same
+        settings = {**self._stored(SEGMENTATION), **self._defaults(SEGMENTATION), **self._chosen(SEGMENTATION)}
+        # Without chance all would be the same.
+        return settings.get("num_return_sequences", 1) if settings.get("do_sample") else 1
 
     def _generate(self, name: str, encoded: torch.FloatTensor, seed_offset: int = 0, **limits) -> Mapping[str, Any]:
         """Let the model write about encoded pictures; `limits` that are `None` are left out."""

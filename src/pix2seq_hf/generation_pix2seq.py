@@ -86,7 +86,8 @@ class Pix2SeqGenerationMixin(GenerationMixin):
             `return_dict_in_generate` the library's output with more fields. Detection: `class_labels`
             (`torch.LongTensor` of shape `(rows, num_objects)`, raw label ids, 0 for none) and `class_scores`
             (`torch.FloatTensor` of the same shape), read from the raw logits whatever token was sampled. Keypoints, if
-            the task is named: `sequences` without invisible tokens and their `token_scores` `(rows, new_tokens)`.
+            the task is named: `sequences` without invisible tokens, their `token_scores` `(rows, new_tokens)`, and
+            `is_invisible` of that shape, where an invisible token stood.
         Raises:
             ValueError: If the model was not trained for the task, or a class is unknown."""
         prompts = kwargs.get("decoder_input_ids")
