@@ -1,4 +1,4 @@
-"""visualization.py: boxes where they belong, stable colours, labels that do not cover each other."""
+"""visualization.py: boxes, masks, skeletons and captions where they belong, and labels that do not cover each other."""
 
 import itertools
 import math
@@ -6,18 +6,24 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
+from pix2seq_hf.masks_pix2seq import mask_to_rle
 from pix2seq_hf.visualization import (
+    CAPTION_PAPER,
     HIDDEN_SHARE,
+    MOST_LABEL_SHARE,
     Rectangle,
+    add_captions,
     class_color,
     clip_box,
     draw_detections,
     label_texts,
     line_width,
     place_labels,
+    point_color,
     type_size,
+    wrap_text,
 )
 
 
@@ -132,3 +138,148 @@ def test_identical_boxes_get_different_labels():
     chosen = place_labels([Rectangle(50, 40, 120, 90)] * 3, [[(40, 10)]] * 3, (200, 150))
     places = [place for _, place in chosen]
     assert all(a.overlap(b) == 0 for a, b in itertools.combinations(places, 2))
+
+
+def square_mask(left, top, right, bottom, size=(100, 200)):
+    mask = np.zeros(size, np.uint8)
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
+def test_masks_tint_the_object_and_nothing_else():
+    mask = square_mask(60, 40, 120, 80)
+    drawn = np.asarray(draw_detections(gray_picture(), [(55, 35, 125, 85)], [3], masks=[mask])).astype(int)
+    color = np.array(class_color(3))
+    expected = 90 + 0.45 * (color - 90)
+    assert np.abs(drawn[60, 90] - expected).max() <= 1
+    assert np.abs(drawn[40, 70] - color).max() < 0.5 * np.abs(expected - color).max()  # the outline's colour is full
+    assert drawn[90, 150].tolist() == [90, 90, 90] and drawn[20, 150].tolist() == [90, 90, 90]
+
+
+def test_tints_do_not_add_up():
+    """Where masks lie on each other, the pixel is tinted once, in the colour of the smaller object."""
+    masks = [square_mask(20, 20, 180, 95), square_mask(60, 40, 120, 80)]
+    boxes = [(20, 20, 180, 95), (60, 40, 120, 80)]
+    both = np.asarray(draw_detections(gray_picture(), boxes, [1, 3], masks=masks))
+    alone = np.asarray(draw_detections(gray_picture(), boxes[1:], [3], masks=masks[1:]))
+    assert both[60, 90].tolist() == alone[60, 90].tolist()
+
+
+def test_masks_of_all_kinds_give_the_same_drawing():
+    mask = square_mask(60, 40, 120, 80)
+    kinds = [mask, mask.astype(bool), mask.tolist(), torch.from_numpy(mask), torch.from_numpy(mask).float()]
+    drawings = [draw_detections(gray_picture(), [(60, 40, 120, 80)], [3], masks=[kind]) for kind in kinds]
+    assert all(drawing.tobytes() == drawings[0].tobytes() for drawing in drawings[1:])
+
+
+def test_run_lengths_are_masks():
+    pytest.importorskip("pycocotools")
+    mask = square_mask(60, 40, 120, 80)
+    drawings = [
+        draw_detections(gray_picture(), [(60, 40, 120, 80)], [3], masks=[kind]) for kind in (mask, mask_to_rle(mask))
+    ]
+    assert drawings[0].tobytes() == drawings[1].tobytes()
+
+
+def test_empty_and_full_masks():
+    empty, full = square_mask(0, 0, 0, 0), square_mask(0, 0, 200, 100)
+    drawn = draw_detections(gray_picture(), [(60, 40, 120, 80)], [3], masks=[empty])
+    assert drawn.getpixel((90, 70)) == (90, 90, 90)
+    drawn = draw_detections(gray_picture(), [(60, 40, 120, 80)], [3], masks=[full])
+    assert drawn.getpixel((199, 99)) == drawn.getpixel((150, 10)) != (90, 90, 90)
+
+
+def test_masks_and_keypoints_must_fit():
+    with pytest.raises(ValueError, match=r"\(10, 10\).*\(100, 200\)"):
+        draw_detections(gray_picture(), [(60, 40, 120, 80)], [3], masks=[np.ones((10, 10))])
+    with pytest.raises(ValueError, match="2 masks and 1 sets of keypoints for 1 objects"):
+        draw_detections(gray_picture(), [(60, 40, 120, 80)], [3], masks=[None, None])
+
+
+POINTS = [(60.0, 30.0, 0.9), (100.0, 50.0, 0.9), (140.0, 80.0, 0.9)]
+
+
+def draw_points(points, skeleton=((0, 1), (1, 2))):
+    drawing = draw_detections(gray_picture(), [(0, 0, 200, 100)], [3], keypoints=[points], skeleton=skeleton)
+    return np.asarray(drawing).astype(int)
+
+
+def test_skeleton_joins_its_points():
+    drawn = draw_points(POINTS)
+    for number, (x, y, _) in enumerate(POINTS):
+        assert np.abs(drawn[int(y), int(x)] - point_color(number, 3)).max() < 60
+    assert np.ptp(drawn[40, 80]) > 25  # half way along the first line: coloured
+    assert draw_points(POINTS, skeleton=())[40, 80].tolist() == [90, 90, 90]
+
+
+@pytest.mark.parametrize("bad", [(100.0, 50.0, 0.0), (math.nan, 50.0, 0.9), (100.0, math.inf, 0.9)])
+def test_points_without_score_or_place_are_left_out(bad):
+    drawn = draw_points([POINTS[0], bad, POINTS[2]])
+    assert drawn[50, 100].tolist() == [90, 90, 90] and drawn[40, 80].tolist() == [90, 90, 90]
+    assert np.ptp(drawn[30, 60]) > 50
+
+
+def test_points_of_a_low_score_are_hollow():
+    picture, box = gray_picture(1000, 1000), [(0, 0, 1000, 1000)]
+    centers = []
+    for score in (0.9, 0.05):
+        points = [(300.0, 300.0, score), (700.0, 700.0, 0.9)]
+        drawn = draw_detections(picture, box, [3], keypoints=[points])
+        centers.append(sum(drawn.getpixel((300, 300))))
+    assert centers[0] > 300 and centers[1] < 100
+
+
+def test_points_far_outside_and_objects_without_points():
+    drawn = draw_points([(1e12, -1e12, 0.9), POINTS[1], POINTS[2]])
+    assert drawn.shape == (100, 200, 3)
+    box = [(0, 0, 200, 100)]
+    plain = draw_detections(gray_picture(), box, [3]).tobytes()
+    assert draw_detections(gray_picture(), box, [3], keypoints=[None]).tobytes() == plain
+    assert draw_detections(gray_picture(), box, [3], keypoints=[[]]).tobytes() == plain
+
+
+def test_captions_stand_under_the_picture():
+    picture = gray_picture()
+    drawn = draw_detections(picture, [], [], captions=["a dog on a street"])
+    assert drawn.width == 200 and drawn.height > 100
+    assert drawn.crop((0, 0, 200, 100)).tobytes() == picture.tobytes()
+    strip = np.asarray(drawn)[100:]
+    assert strip[-1, -1].tolist() == list(CAPTION_PAPER) and strip.max() > 200
+    more = add_captions(picture, ["a dog on a street", "a cat"])
+    assert more.height > drawn.height
+
+
+@pytest.mark.parametrize("captions", [(), [""], [" \n ", ""]])
+def test_no_captions_leave_the_picture_as_it_is(captions):
+    assert draw_detections(gray_picture(), [], [], captions=captions).size == (200, 100)
+
+
+@pytest.mark.parametrize("width", [1, 20, 100, 640])
+def test_long_captions_are_wrapped_inside_any_width(width):
+    text = "a very long caption about " + "x" * 300 + " and much more " * 30
+    drawn = add_captions(gray_picture(width, 50), [text])
+    assert drawn.width == width and 50 < drawn.height < 1000
+
+
+def test_lines_of_a_caption_are_as_wide_as_they_may_be():
+    text = "a very long caption about " + "x" * 300 + " and much more"
+    font = ImageFont.load_default(12)
+    lines = wrap_text(text, font, 150)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    assert all(50 < font.getlength(line) <= 150 for line in lines[:-1])
+
+
+def test_tiny_pictures_keep_room_for_the_picture():
+    """Thirty labels would cover a picture of 100 pixels: only the largest objects get one."""
+    boxes = [Rectangle(index, index, 100, 80) for index in range(30)]
+    chosen = place_labels(boxes, [[(60, 11)]] * 30, (100, 80))
+    labelled = [index for index, choice in enumerate(chosen) if choice is not None]
+    assert 1 <= len(labelled) <= MOST_LABEL_SHARE * 100 * 80 / (60 * 11) and labelled == list(range(len(labelled)))
+
+
+def test_labels_keep_off_keypoints():
+    box = Rectangle(50, 40, 150, 90)
+    [(_, usual)] = place_labels([box], [[(40, 10)]], (200, 100))
+    eyes = [((usual.left + usual.right) / 2 + shift, usual.top + 5) for shift in range(-3, 4)]
+    [(_, other)] = place_labels([box], [[(40, 10)]], (200, 100), eyes)
+    assert other.overlap(usual) == 0

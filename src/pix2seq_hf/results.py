@@ -231,15 +231,29 @@ class Pix2SeqResult(FieldMapping):
         return entries
 
     def draw(self) -> Image.Image:
-        r"""Draw what was found on a copy of the picture.
+        r"""Draw all that was found on a copy of the picture.
 
         Returns:
-            `PIL.Image.Image`.
+            `PIL.Image.Image`: Of the picture's size, or higher if there are captions, which stand below.
         Raises:
             ValueError: If the result has no picture."""
         if self.image is None:
             raise ValueError("this result has no picture to draw on: set result.image")
-        return draw_detections(self.image, self.boxes_xyxy, self.label_ids, self.scores, self.id2label)
+        return draw_detections(
+            self.image,
+            self.boxes_xyxy,
+            self.label_ids,
+            self.scores,
+            self.id2label,
+            masks=[entry.rle for entry in self.objects],
+            keypoints=[
+                # a point that the model took for invisible is only a guess: score 0 leaves it out
+                entry.keypoints and [(point.x, point.y, point.score * point.visible) for point in entry.keypoints]
+                for entry in self.objects
+            ],
+            skeleton=self.keypoint_skeleton,
+            captions=self.captions,
+        )
 
     def _repr_png_(self) -> bytes | None:
         """What a notebook shows."""

@@ -1,10 +1,14 @@
-"""How found objects are drawn on a picture: boxes and labels that stay readable from 100 to 4,000 pixels."""
+"""How found objects are drawn on a picture: boxes, masks, skeletons and text, readable from 100 to 4,000 pixels."""
 
+import colorsys
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from .masks_pix2seq import rle_to_mask
 
 # Turning the hue by the golden angle keeps any two neighbouring label ids far apart, and the next ones between them.
 GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))
@@ -15,8 +19,15 @@ SHADOW = (0, 0, 0, 120)  # around lines and labels, so that light ones show on s
 
 LONGEST_NAME = 28  # letters
 LABEL_SHARE = 0.10  # labels together may cover this share of the picture before their type is made smaller
+MOST_LABEL_SHARE = 0.3  # and no more than this: on a tiny picture only the largest objects have labels
 SMALLEST_TYPE = 9  # pixels; below it letters are no longer letters
-HIDDEN_SHARE = 0.12  # a label may lie on its neighbours with this share of its area before a shorter one is tried
+HIDDEN_SHARE = 0.05  # a label may lie on its neighbours with this share of its area before a shorter one is tried
+
+MASK_SHARE = 0.45  # of the colour inside a mask; the rest is the picture
+HOLLOW_SCORE = 0.1  # keypoints of a lower score are drawn as rings
+SUPERSAMPLED_PIXELS = 12_000_000  # skeletons are drawn larger and made smaller, as far as this allows: smooth edges
+CAPTION_COLOR, CAPTION_PAPER = (244, 244, 245), (24, 24, 27)
+MOST_CAPTION_LINES = 12
 
 
 class Rectangle(NamedTuple):
@@ -129,19 +140,23 @@ def label_places(box: Rectangle, width: float, height: float, size: tuple[int, i
 
 
 def place_labels(
-    boxes: Sequence[Rectangle], label_sizes: Sequence[Sequence[tuple[float, float]]], size: tuple[int, int]
+    boxes: Sequence[Rectangle],
+    label_sizes: Sequence[Sequence[tuple[float, float]]],
+    size: tuple[int, int],
+    points_xy: Sequence[Sequence[float]] = (),
 ) -> list[tuple[int, Rectangle] | None]:
     """Choose a place for every label so that labels cover each other, and the objects, as little as possible.
 
     Small boxes choose first: they have the fewest places that are near. Each takes the place that hides least of the
-    labels placed before it (weighs most), of the boxes it does not belong to, and of its own box. A label that finds no
-    room becomes shorter, and in a dense crowd it is left out: the colour of the box still tells its class.
+    labels placed before it (weighs most), of the boxes it does not belong to, of its own box, and of keypoints. A label
+    that finds no room becomes shorter, and in a dense crowd it is left out: the box's colour still tells its class.
 
     Args:
         boxes (`Sequence[Rectangle]`): The boxes, inside the picture.
         label_sizes (`Sequence[Sequence[tuple[float, float]]]`): Of each box, width and height in pixels of the
             labels to choose from, the preferred one first.
         size (`tuple[int, int]`): Width and height of the picture.
+        points_xy (`Sequence[Sequence[float]]`): Keypoints, for they mark what readers look at, faces above all.
     Returns:
         `list[tuple[int, Rectangle] | None]`: In the order of `boxes`, which label was chosen and its place."""
     placed: dict[int, tuple[int, Rectangle]] = {}
@@ -150,9 +165,17 @@ def place_labels(
         labels = sum(place.overlap(other) for _, other in placed.values()) / place.area
         others = sum(place.overlap(box) / min(place.area, box.area) for i, box in enumerate(boxes) if i != index)
         own = place.overlap(boxes[index]) / boxes[index].area
-        return 10 * labels + 0.2 * others + own + 0.02 * rank, labels
+        points = sum(place.left <= x < place.right and place.top <= y < place.bottom for x, y in points_xy)
+        return 10 * labels + 0.2 * others + own + 0.08 * points + 0.02 * rank, labels
 
-    for index in sorted(range(len(boxes)), key=lambda i: boxes[i].area):
+    room = MOST_LABEL_SHARE * size[0] * size[1]
+    chosen: list[int] = []
+    for index in sorted(range(len(boxes)), key=lambda i: -boxes[i].area):
+        width, height = label_sizes[index][0]
+        room -= width * height
+        if room >= 0 or not chosen:
+            chosen.append(index)
+    for index in reversed(chosen):
         for choice, (width, height) in enumerate(label_sizes[index]):
             places = label_places(boxes[index], width, height, size)
             (_, hidden), place = min((cost(index, rank, place), place) for rank, place in enumerate(places))
@@ -168,51 +191,214 @@ def draw_detections(
     labels: Sequence[int],
     scores: Sequence[float] | None = None,
     names: Mapping[int, str] | None = None,
+    masks: Sequence[Any] | None = None,
+    keypoints: Sequence[Any] | None = None,
+    skeleton: Sequence[tuple[int, int]] = (),
+    captions: Sequence[str] = (),
 ) -> Image.Image:
-    """Draw boxes with their class names and scores on a copy of a picture.
+    """Draw objects with their class names and scores on a copy of a picture, and captions under it.
 
     Args:
         image (`PIL.Image.Image`): The picture, of any mode and size.
         boxes_xyxy (array of shape `(num_objects, 4)`): `left, top, right, bottom` in pixels. Boxes that reach outside
-            are cut, boxes that are not finite or wholly outside are left out.
+            are cut, boxes that are not finite or wholly outside are left out with all that belongs to them.
         labels (array of shape `(num_objects,)`): Raw label ids; they choose the colours.
         scores (array of shape `(num_objects,)`, *optional*): In `[0, 1]`; written behind the names.
         names (`Mapping[int, str]`, *optional*): Name of each label id, for example `model.config.id2label`.
+        masks (`Sequence`, *optional*): Of each object `None`, an array `(height, width)`, or COCO run lengths.
+        keypoints (`Sequence`, *optional*): Of each object `None` or rows `x, y, score`; points of no score, or that are
+            not finite, are left out, those with little of it are hollow.
+        skeleton (`Sequence[tuple[int, int]]`): Which keypoints, counted from 0, are joined by a line.
+        captions (`Sequence[str]`): Written under the picture, which gets higher by that.
     Returns:
-        `PIL.Image.Image`: A new RGB picture of the same size.
+        `PIL.Image.Image`: A new RGB picture, of the same size unless there are captions.
     Raises:
-        ValueError: If boxes, labels and scores differ in number."""
+        ValueError: If boxes, labels, scores, masks and keypoints differ in number, or a mask is of another size."""
     picture = image.convert("RGB")
     boxes_xyxy, labels = _as_list(boxes_xyxy), [int(label) for label in _as_list(labels)]
     scores = [None] * len(labels) if scores is None else [float(score) for score in _as_list(scores)]
     if not len(boxes_xyxy) == len(labels) == len(scores):
         counts = f"{len(boxes_xyxy)} boxes, {len(labels)} labels and {len(scores)} scores"
         raise ValueError(f"{counts}: each object needs one of each")
+    masks = [None] * len(labels) if masks is None else list(masks)
+    keypoints = [None] * len(labels) if keypoints is None else list(keypoints)
+    if not len(masks) == len(keypoints) == len(labels):
+        counts = f"{len(masks)} masks and {len(keypoints)} sets of keypoints"
+        raise ValueError(f"{counts} for {len(labels)} objects: give each object one, None where it has none")
     clipped = [clip_box(box, picture.size) for box in boxes_xyxy]
     kept = [index for index, box in enumerate(clipped) if box is not None]
-    # Large objects first, so that the lines of small ones lie on top.
+    # Large objects first, so that small ones lie on top.
     kept.sort(key=lambda index: -clipped[index].area)
     boxes = [clipped[index] for index in kept]
     colors = [class_color(labels[index]) for index in kept]
     texts = [label_texts(labels[index], scores[index], names) for index in kept]
-    if not boxes:
-        return picture
 
+    width = line_width(picture.size)
+    original = picture.copy()
+    for index, color in zip(kept, colors):
+        if masks[index] is not None:
+            _draw_mask(picture, original, masks[index], color, width)
+    for box, color, index in zip(boxes, colors, kept):
+        # Where a mask shows the object, its box steps back.
+        _draw_box(picture, box, color, width if masks[index] is None else max(1, width // 2), max(1, width // 3))
+    points = _draw_skeletons(picture, [keypoints[index] for index in kept if keypoints[index] is not None], skeleton)
+    _draw_labels(picture, boxes, texts, colors, max(1, width // 3), points)
+    return add_captions(picture, captions)
+
+
+def _draw_labels(
+    picture: Image.Image,
+    boxes: Sequence[Rectangle],
+    texts: list[list[str]],
+    colors: Sequence[tuple[int, int, int]],
+    shadow: int,
+    points_xy: Sequence[Sequence[float]],
+) -> None:
+    """Write what each box is beside it, on its colour."""
+    if not boxes:
+        return
     font, padding, label_sizes = _fit_labels(texts, picture.size)
     draw = ImageDraw.Draw(picture, "RGBA")  # blends the shadows
-    width = line_width(picture.size)
-    shadow = max(1, width // 3)
-    for box, color in zip(boxes, colors):
-        _draw_box(draw, box, color, width, shadow)
-    for chosen, choices, color in zip(place_labels(boxes, label_sizes, picture.size), texts, colors):
+    for chosen, choices, color in zip(place_labels(boxes, label_sizes, picture.size, points_xy), texts, colors):
         if chosen is not None:
             choice, place = chosen
             corners = (round(place.left), round(place.top), round(place.right) - 1, round(place.bottom) - 1)
-            draw.rectangle(_grow(corners, shadow), fill=SHADOW)
-            draw.rectangle(corners, fill=color)
+            radius = (corners[3] - corners[1]) // 6
+            draw.rounded_rectangle(_grow(corners, shadow), radius + shadow, fill=SHADOW)
+            draw.rounded_rectangle(corners, radius, fill=color)
             middle = (corners[1] + corners[3] + 1) / 2
             draw.text((corners[0] + padding, middle), choices[choice], fill=(0, 0, 0), font=font, anchor="lm")
-    return picture
+
+
+def _draw_mask(picture: Image.Image, original: Image.Image, mask: Any, color: tuple[int, int, int], width: int) -> None:
+    """Tint an object and draw its outline. The tint is that of the original, so that tints never add up in a crowd."""
+    pixels = rle_to_mask(mask) if isinstance(mask, Mapping) else _as_array(mask)
+    if pixels.shape != (picture.height, picture.width):
+        raise ValueError(f"a mask is {pixels.shape}, the picture has {(picture.height, picture.width)} (height, width)")
+    pixels = pixels > 0.5
+    rows, columns = np.nonzero(pixels.any(1))[0], np.nonzero(pixels.any(0))[0]
+    if not len(rows):
+        return
+    margin = 3 * width + 2
+    left, top = max(0, int(columns[0]) - margin), max(0, int(rows[0]) - margin)
+    right, bottom = min(picture.width, int(columns[-1]) + margin + 1), min(picture.height, int(rows[-1]) + margin + 1)
+    inside = Image.fromarray(pixels[top:bottom, left:right].astype(np.uint8) * 255)
+    ground = original.crop((left, top, right, bottom))
+    tinted = Image.blend(ground, Image.new("RGB", ground.size, color), MASK_SHARE)
+    picture.paste(tinted, (left, top), inside)
+    half = max(1.0, 0.55 * width)
+    outer, outline = _edge(inside, half + max(0.6, width / 3)), _edge(inside, half)
+    picture.paste(SHADOW[:3], (left, top), outer.point(lambda value: value * SHADOW[3] // 255))
+    picture.paste(color, (left, top), outline)
+
+
+def _edge(inside: Image.Image, half: float) -> Image.Image:
+    """How much each pixel belongs to a line of 2 `half` pixels along the edge of a mask; it ends smoothly."""
+    # A blurred straight edge is the normal distribution of the distance to it: the value tells the distance.
+    share = np.asarray(inside.filter(ImageFilter.GaussianBlur(half)), np.float32) / 255
+    near, far = (0.5 * math.erf(distance / half / math.sqrt(2)) for distance in (max(half - 0.5, 0), half + 0.5))
+    covered = np.clip((far - np.abs(share - 0.5)) / (far - near), 0, 1)
+    return Image.fromarray((255 * covered).astype(np.uint8))
+
+
+def _draw_skeletons(
+    picture: Image.Image, objects: Sequence[Any], skeleton: Sequence[tuple[int, int]]
+) -> list[tuple[float, float]]:
+    """Draw keypoints and the lines between them, smooth, in colours that go from the first point to the last; return
+    where there are points."""
+    drawn: list[tuple[float, float]] = []
+    if not objects:
+        return drawn
+    scale = max(1, min(4, int(math.sqrt(SUPERSAMPLED_PIXELS / (picture.width * picture.height)))))
+    layer = Image.new("RGBA", (picture.width * scale, picture.height * scale), (0, 0, 0, 0))
+    draw = ImageDraw.Draw(layer)  # writes over what is there, with its transparency
+    for points in objects:
+        rows = np.asarray(_as_list(points), np.float64).reshape(-1, 3)
+        shown = np.isfinite(rows).all(1) & (rows[:, 2] > 0)
+        if not shown.any():
+            continue
+        drawn += map(tuple, rows[shown, :2].tolist())
+        places = (rows[:, :2] * scale).clip(-1e5, 1e5)
+        spread = math.hypot(*np.ptp(rows[shown, :2], axis=0))
+        thick = scale * max(0.6, min(1.2 * line_width(picture.size), spread / 40))
+        colors = [point_color(number, len(rows)) for number in range(len(rows))]
+        limbs = [(a, b) for a, b in skeleton if max(a, b) < len(rows) and shown[a] and shown[b]]
+        radius, rim = 1.3 * thick, max(0.4 * scale, thick / 3)
+        for is_shadow in (True, False):
+            for a, b in limbs:
+                color = tuple((x + y) // 2 for x, y in zip(colors[a], colors[b]))
+                line = thick + (2 * rim if is_shadow else 0)
+                draw.line(
+                    [*places[a], *places[b]], fill=(0, 0, 0, 170) if is_shadow else color, width=max(1, round(line))
+                )
+        for number in np.nonzero(shown)[0]:
+            _draw_disc(draw, places[number], radius + rim, (0, 0, 0, 255))
+            _draw_disc(draw, places[number], radius, colors[number])
+            if rows[number, 2] < HOLLOW_SCORE:
+                _draw_disc(draw, places[number], 0.55 * radius, (0, 0, 0, 255))
+    layer = layer.reduce(scale) if scale > 1 else layer
+    picture.paste(layer, (0, 0), layer)
+    return drawn
+
+
+def _draw_disc(draw: ImageDraw.ImageDraw, center: Sequence[float], radius: float, color: tuple[int, ...]) -> None:
+    draw.ellipse((center[0] - radius, center[1] - radius, center[0] + radius, center[1] + radius), fill=color)
+
+
+def point_color(number: int, count: int) -> tuple[int, int, int]:
+    """The colour of keypoint `number` of `count`: from orange over green and blue to pink, so that parts that follow
+    each other in a list of keypoints, the face or the legs, look alike."""
+    hue = (0.08 + 0.84 * number / max(1, count - 1)) % 1
+    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.72, 1.0))
+    return red, green, blue
+
+
+def add_captions(picture: Image.Image, captions: Sequence[str]) -> Image.Image:
+    r"""Write captions on a strip under a picture.
+
+    Args:
+        picture (`PIL.Image.Image`): RGB.
+        captions (`Sequence[str]`): Each begins a line; long ones are continued on the next.
+    Returns:
+        `PIL.Image.Image`: The picture itself if there is nothing to write, else a higher one."""
+    texts = [text for text in (" ".join(str(caption).split()) for caption in captions) if text]
+    if not texts:
+        return picture
+    height = max(SMALLEST_TYPE + 1.0, 1.15 * type_size(picture.size))
+    font = ImageFont.load_default(height)
+    margin = max(2, round(0.6 * height))
+    lines = [line for text in texts for line in wrap_text(text, font, max(1, picture.width - 2 * margin))]
+    if len(lines) > MOST_CAPTION_LINES:
+        lines = [*lines[: MOST_CAPTION_LINES - 1], "…"]
+    step = math.ceil(1.35 * height)
+    sheet = Image.new("RGB", (picture.width, picture.height + step * len(lines) + margin), CAPTION_PAPER)
+    sheet.paste(picture)
+    draw = ImageDraw.Draw(sheet)
+    for number, line in enumerate(lines):
+        middle = picture.height + margin / 2 + (number + 0.5) * step
+        draw.text((margin, middle), line, fill=CAPTION_COLOR, font=font, anchor="lm")
+    return sheet
+
+
+def wrap_text(text: str, font: Any, width: float) -> list[str]:
+    """Cut a text into lines that are at most `width` pixels wide, between words, or in a word that is too long."""
+    lines, line = [], ""
+    for word in text.split():
+        if line and font.getlength(f"{line} {word}") <= width:
+            line = f"{line} {word}"
+            continue
+        lines.append(line)
+        while font.getlength(word) > width and len(word) > 1:
+            fitting = next(end for end in range(1, len(word)) if font.getlength(word[: end + 1]) > width)
+            lines.append(word[:fitting])
+            word = word[fitting:]
+        line = word
+    return [line for line in [*lines, line] if line]
+
+
+def _as_array(values: Any) -> np.ndarray:
+    """An array, or a tensor on any device, as an array."""
+    return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
 
 
 def _as_list(values) -> list:
@@ -242,8 +428,9 @@ def _fit_labels(texts: list[list[str]], size: tuple[int, int]):
     return font, padding, label_sizes
 
 
-def _draw_box(draw: ImageDraw.ImageDraw, box: Rectangle, color: tuple[int, int, int], width: int, shadow: int) -> None:
+def _draw_box(picture: Image.Image, box: Rectangle, color: tuple[int, int, int], width: int, shadow: int) -> None:
     """The outline of a box, its outer edge on the box's edge, between two thin shadows."""
+    draw = ImageDraw.Draw(picture, "RGBA")
     left, top = round(box.left), round(box.top)
     right, bottom = max(left, round(box.right) - 1), max(top, round(box.bottom) - 1)
     corners = (left, top, right, bottom)
