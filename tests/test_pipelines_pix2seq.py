@@ -263,6 +263,12 @@ def test_groups_of_outlines_do_not_change_the_masks(look, picture, spied):
     assert [call["rows"] for call in calls[3:]] == [8, 8, 8]  # never less than an object
 
 
+def test_groups_do_not_draw_the_same_numbers(look, picture):
+    twice = {"boxes": [[5, 4, 60, 50]] * 2, "labels": [1, 1], "num_samples": 1, "max_sequences": 1}
+    first, second = look(picture, tasks="instance_segmentation", seed=1, **twice).objects
+    assert first.polygons_xy != second.polygons_xy
+
+
 def test_groups_of_crops_do_not_change_the_keypoints(look, picture, spied):
     calls, _ = spied
     options = {"tasks": "keypoint_detection", "generate_kwargs": GREEDY, **BOXES}

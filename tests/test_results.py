@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -142,13 +143,33 @@ def test_drawing(result):
     before = np.array(result.image)
     drawing = result.draw()
     assert np.array_equal(np.array(result.image), before)  # a copy
-    assert (np.array(drawing)[:40, :60] != before).any()
+    assert drawing.width == 60 and drawing.height > 40  # the caption stands below
     shown = Image.open(io.BytesIO(result._repr_png_()))
-    assert shown.format == "PNG"
+    assert shown.format == "PNG" and shown.size == drawing.size
 
 
-def test_notebooks_show_large_pictures_smaller(result):
-    result.image = Image.new("RGB", (3000, 1500))
+@pytest.mark.parametrize("part", ["rle", "keypoints", "box", "captions"])
+def test_everything_is_drawn(result, part):
+    result.image = Image.new("RGB", (600, 400), "gray")
+    person = result.objects[0]
+    mask = np.zeros((400, 600), np.uint8)
+    mask[50:200, 100:310] = 1
+    points = [Keypoint("nose", 125.0, 72.0, 0.9, True), Keypoint("tail", 300.0, 190.0, 0.8, True)]
+    person = replace(person, box_xyxy=(100.0, 50.0, 310.0, 200.0), rle=mask_to_rle(mask), keypoints=points)
+    result.size, result.objects, result.keypoint_skeleton = (400, 600), [person], [(0, 1)]
+    whole = np.array(result.draw())
+    if part == "captions":
+        result.captions = []
+    elif part == "box":
+        result.objects = [replace(person, box_xyxy=(90.0, 40.0, 330.0, 220.0))]
+    else:
+        result.objects = [replace(person, **{part: None})]
+    less = np.array(result.draw())
+    assert less.shape != whole.shape or (less != whole).any(-1).sum() > 50
+
+
+def test_notebooks_show_large_pictures_smaller():
+    result = Pix2SeqResult(size=(1500, 3000), image=Image.new("RGB", (3000, 1500)))
     shown = Image.open(io.BytesIO(result._repr_png_()))
     assert max(shown.size) == 1024
 

@@ -131,7 +131,7 @@ def test_streamer_of_a_batch(look, options):
 
 
 def test_rows_that_have_ended_write_no_objects(look):
-    streamer = ObjectStreamer(look.processor, [(60, 100)] * 2)
+    streamer = ObjectStreamer(look.processor, [(60, 100)] * 2, cut_to_picture=False)
     tokens = torch.tensor([[1000, 1000, 1500, 1500], [0, 0, 0, 0]])
     streamer.put_objects(3, torch.tensor([0, 1]), tokens, torch.tensor([1, 1]), torch.tensor([0.5, 0.5]))
     streamer.end()
