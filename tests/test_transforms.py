@@ -400,11 +400,21 @@ class TestOtherTasks:
         found = evaluation_transforms((32, 48))({"image": image}, None)
         assert torch.allclose(found["image"], expected, atol=1e-6)
 
+    def test_the_resize_of_evaluation(self):
+        image = make_record(1, (50, 37))["image"]
+        options = {"min_scale": 1.0, "max_scale": 1.0, "use_flip": False, "color_jitter_strength": 0}
+        for size in ((32, 48), (48, 32), (64, 21)):
+            expected = evaluation_transforms(size)({"image": image}, None)
+            transforms = captioning_training_transforms(size, **options, use_evaluation_resize=True)
+            found = transforms({"image": image}, np.random.default_rng(0))
+            assert found["image"].equal(expected["image"])
+            assert found["unpadded_image_size"] == expected["unpadded_image_size"]
+
     def test_antialiasing_is_off_unless_asked_for(self):
         record = make_record(1, (64, 96))
         options = {"min_scale": 0.5, "max_scale": 0.5, "use_flip": False, "color_jitter_strength": 0}
         plain = captioning_training_transforms((32, 48), **options)(record, np.random.default_rng(0))["image"]
-        smooth = captioning_training_transforms((32, 48), **options, use_antialias=True)
+        smooth = captioning_training_transforms((32, 48), **options, use_evaluation_resize=True)
         assert smooth(record, np.random.default_rng(0))["image"].std() < 0.9 * plain.std()
 
     def test_colour_jitter_needs_a_strength(self):

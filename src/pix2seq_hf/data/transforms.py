@@ -68,7 +68,7 @@ def resize(record: Record, size: Size, antialias: bool = False) -> dict[str, Any
     return {**record, "image": image}
 
 
-def fit(record: Record, target_size: Size) -> dict[str, Any]:
+def fit(record: Record, target_size: tuple[float, float]) -> dict[str, Any]:
     """Resize the image as the image processor does: as large as fits into `target_size`, antialiased."""
     return resize(record, resized_size(tuple(record["image"].shape[-2:]), target_size), antialias=True)
 
@@ -376,15 +376,17 @@ def inject_noise_boxes(record: Record, draws: NoiseDraws) -> dict[str, Any]:
 class ScaleJitter:
     """Resize to a random share of the target size, keeping the aspect ratio."""
 
-    def __init__(self, target_size: Size, min_scale: float, max_scale: float, antialias: bool = False):
+    def __init__(self, target_size: Size, min_scale: float, max_scale: float, use_evaluation_resize: bool = False):
         if not 0 < min_scale <= max_scale:
             raise ValueError(f"scales must satisfy 0 < min <= max, got {min_scale} and {max_scale}")
         self.target_size, self.min_scale, self.max_scale = target_size, min_scale, max_scale
-        self.antialias = antialias
+        self.use_evaluation_resize = use_evaluation_resize
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
         scale = rng.uniform(self.min_scale, self.max_scale)
-        return resize(record, scaled_size(record["image"].shape[-2:], self.target_size, scale), self.antialias)
+        if self.use_evaluation_resize:
+            return fit(record, (scale * self.target_size[0], scale * self.target_size[1]))
+        return resize(record, scaled_size(record["image"].shape[-2:], self.target_size, scale))
 
 
 class FixedSizeCrop:
@@ -473,7 +475,7 @@ def detection_training_transforms(
     *,
     min_scale: float = 0.3,
     max_scale: float = 2.0,
-    use_antialias: bool = False,
+    use_evaluation_resize: bool = False,
     use_flip: bool = True,
     object_order: str = "random",
     use_noise_boxes: bool = True,
@@ -484,7 +486,8 @@ def detection_training_transforms(
         image_size (`tuple[int, int]`): (height, width) of the model input.
         max_instances_per_image (`int`): Object slots; missing ones are filled with noise boxes.
         min_scale, max_scale (`float`): Range of [`ScaleJitter`].
-        use_antialias (`bool`): Resize as evaluation does; the reference does not in training.
+        use_evaluation_resize (`bool`): Antialias, and round sizes instead of cutting them, as in evaluation; the
+            reference does neither in training.
         use_flip (`bool`): Mirror half of the records, at random.
         object_order (`str`): One of `OBJECT_ORDERS`.
         use_noise_boxes (`bool`): Fill missing slots with noise boxes instead of padding.
@@ -494,7 +497,7 @@ def detection_training_transforms(
     image_size = (int(image_size[0]), int(image_size[1]))
     return Compose(
         [
-            ScaleJitter(image_size, min_scale, max_scale, use_antialias),
+            ScaleJitter(image_size, min_scale, max_scale, use_evaluation_resize),
             FixedSizeCrop(image_size),
             *([RandomHorizontalFlip()] if use_flip else []),
             Apply(filter_invalid_objects),
@@ -512,7 +515,7 @@ def segmentation_training_transforms(
     *,
     min_scale: float = 0.3,
     max_scale: float = 1.0,
-    use_antialias: bool = False,
+    use_evaluation_resize: bool = False,
     use_flip: bool = True,
     object_order: str = "scores",
 ) -> Compose:
@@ -531,7 +534,7 @@ def segmentation_training_transforms(
             Apply(filter_invalid_objects),
             OrderObjects(object_order),
             Apply(resize_objects, max_instances_per_image),
-            ScaleJitter(image_size, min_scale, max_scale, use_antialias),
+            ScaleJitter(image_size, min_scale, max_scale, use_evaluation_resize),
             FixedSizeCrop(image_size),
             *([RandomHorizontalFlip()] if use_flip else []),
             Apply(pad, image_size),
@@ -545,7 +548,7 @@ def keypoint_training_transforms(
     *,
     min_scale: float = 0.3,
     max_scale: float = 1.0,
-    use_antialias: bool = False,
+    use_evaluation_resize: bool = False,
     use_flip: bool = False,
     keypoint_pairs: Iterable[tuple[int, int]] | None = None,
     object_order: str = "random",
@@ -567,7 +570,7 @@ def keypoint_training_transforms(
             Apply(filter_invalid_objects),
             OrderObjects(object_order),
             Apply(resize_objects, max_instances_per_image),
-            ScaleJitter(image_size, min_scale, max_scale, use_antialias),
+            ScaleJitter(image_size, min_scale, max_scale, use_evaluation_resize),
             FixedSizeCrop(image_size),
             *([RandomHorizontalFlip(keypoint_pairs)] if use_flip else []),
             Apply(pad, image_size),
@@ -580,7 +583,7 @@ def captioning_training_transforms(
     *,
     min_scale: float = 0.3,
     max_scale: float = 2.0,
-    use_antialias: bool = False,
+    use_evaluation_resize: bool = False,
     use_flip: bool = True,
     color_jitter_strength: float = 0.5,
 ) -> Compose:
@@ -596,7 +599,7 @@ def captioning_training_transforms(
     image_size = (int(image_size[0]), int(image_size[1]))
     return Compose(
         [
-            ScaleJitter(image_size, min_scale, max_scale, use_antialias),
+            ScaleJitter(image_size, min_scale, max_scale, use_evaluation_resize),
             FixedSizeCrop(image_size),
             *([RandomHorizontalFlip()] if use_flip else []),
             *([ColorJitter(color_jitter_strength)] if color_jitter_strength else []),
