@@ -90,14 +90,14 @@ def test_overrides(tmp_path):
             "training.checkpoint_steps=null",
             "training.mixed_precision=no",
             "optimization.exclude_from_weight_decay=[bias, norm]",
-            "task.noise_bbox_weight=0",
+            "object_detection.noise_bbox_weight=0",
         ],
     )
     assert recipe.training.steps == 9 and recipe.optimization.learning_rate == 3e-4
     assert recipe.model.config["hidden_size"] == 24 and recipe.model.config["patch_size"] == 8
     assert recipe.data.image_ids == [3, 4] and recipe.training.mixed_precision == "no"
     assert recipe.optimization.exclude_from_weight_decay == ["bias", "norm"]
-    assert recipe.task.noise_bbox_weight == 0.0
+    assert recipe.object_detection.noise_bbox_weight == 0.0
 
 
 def test_a_saved_recipe_is_the_same_recipe(tmp_path):
@@ -120,7 +120,7 @@ def test_a_saved_recipe_is_the_same_recipe(tmp_path):
         ("training.steps=true", "training.steps must be a whole number, not True"),
         ("training.steps=0", "training.steps is 0, it must be at least 1"),
         ("optimization.learning_rate=fast", "optimization.learning_rate must be a number, not 'fast'"),
-        ("data.use_flip=1", "data.use_flip must be true or false, not 1"),
+        ("object_detection.use_flip=1", "object_detection.use_flip must be true or false, not 1"),
         ("data.image_ids=[a]", "data.image_ids must be a whole number, not 'a'"),
         ("training=3", "training must be a section"),
         ("training.steps.more=3", "steps has no settings in it"),
@@ -158,7 +158,8 @@ def test_it_learns_and_saves_what_from_pretrained_needs(scenes, tmp_path):
 
     recipe = tiny(
         model={"config": {**TINY["model"]["config"], "drop_path_rate": 0.0, "drop_units_rate": 0.0}},
-        data={"max_images": 2, "min_scale": 1.0, "max_scale": 1.0, "use_flip": False},
+        data={"max_images": 2},
+        object_detection={"min_scale": 1.0, "max_scale": 1.0, "use_flip": False},
         training={"steps": 80, "log_steps": 1},
     )
     final = train(recipe, scenes, tmp_path / "run", show_progress=False)
@@ -246,15 +247,16 @@ def test_clipping(scenes):
         model = Square()
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         batch = {"label_weights": torch.ones(1)}
-        loss = train_step(Accelerator(cpu=True), model, optimizer, iter([batch]), limit)
-        assert loss.item() == 25
+        batches = {"object_detection": iter([batch])}
+        losses = train_step(Accelerator(cpu=True), model, optimizer, batches, {"object_detection": 1.0}, limit)
+        assert losses["object_detection"].item() == 25
         moves[limit] = (torch.tensor([3.0, 4.0]) - model.weight).norm().item()
     assert moves[None] == pytest.approx(10) and moves[1.0] == pytest.approx(1, abs=1e-4)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(scenes, tmp_path):
     recipe = tiny(optimization={"learning_rate": 1e30, "warmup_steps": 0})
-    with pytest.raises(ValueError, match=r"the loss is nan within the 2 steps before step \d: lower"):
+    with pytest.raises(ValueError, match=r"loss of object_detection is nan within the 2 steps before step \d: lower"):
         train(recipe, scenes, tmp_path / "run", show_progress=False)
 
 

@@ -1,6 +1,8 @@
 r"""Where do records come from: a folder in COCO layout, read through `datasets`.
 
     DIR/annotations/instances_<split>.json
+    DIR/annotations/person_keypoints_<split>.json     for keypoints; joined by annotation id
+    DIR/annotations/captions_<split>.json             for captions; joined by picture id
     DIR/<split>/<file_name of each picture>
 
 Everything is checked when the folder is opened, so that a training run does not die of a bad annotation after hours:
@@ -19,7 +21,9 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 
+from pix2seq_hf.data.annotations import boxes_from_xywh, keypoints_from_triples, polygons_from_parts
 from pix2seq_hf.data.pictures import load_picture
+from pix2seq_hf.masks_pix2seq import segmentation_parts
 
 MAX_LABEL = 899  # class tokens are 101 to 999 in the default vocabulary
 
@@ -45,6 +49,23 @@ FEATURES = datasets.Features(
         "is_crowd": datasets.Sequence(datasets.Value("bool")),
     }
 )
+# Columns of tasks that need more than boxes.
+POLYGON_FEATURES = {
+    # Per object its parts, x, y, x, y, ... in pixels; none for crowd regions.
+    "polygons_xy": datasets.Sequence(datasets.Sequence(datasets.Sequence(datasets.Value("float32")))),
+}
+KEYPOINT_FEATURES = {
+    # Per object x, y in pixels and visibility of every keypoint; empty for objects without keypoints.
+    "keypoints_xyv": datasets.Sequence(datasets.Sequence(datasets.Value("float32"))),
+    "num_keypoints": datasets.Sequence(datasets.Value("int64")),
+}
+CAPTION_FEATURES = {"captions": datasets.Sequence(datasets.Value("string"))}
+TASK_FEATURES = {
+    "object_detection": {},
+    "instance_segmentation": POLYGON_FEATURES,
+    "keypoint_detection": KEYPOINT_FEATURES,
+    "captioning": CAPTION_FEATURES,
+}
 
 
 @dataclass(frozen=True)
@@ -52,13 +73,18 @@ class CocoSplit:
     r"""One split of a COCO folder.
 
     Args:
-        dataset (`datasets.Dataset`): One row per picture, in the order of the file; columns as in `FEATURES`.
+        dataset (`datasets.Dataset`): One row per picture, in the order of the file; columns as in `FEATURES`, and those
+            that the tasks need.
         id2label (`dict[int, str]`): Name of every category in the file, by its raw id.
-        annotations (`dict`): Content of the annotation file, cut to the pictures of `dataset`: the ground truth."""
+        annotations (`dict`): Content of the annotation file, cut to the pictures of `dataset`: the ground truth.
+        keypoint_annotations (`dict`, *optional*): The same of the keypoints file, if a task needs it.
+        caption_annotations (`dict`, *optional*): The same of the captions file, if a task needs it."""
 
     dataset: datasets.Dataset
     id2label: dict[int, str]
     annotations: dict
+    keypoint_annotations: dict | None = None
+    caption_annotations: dict | None = None
 
 
 def read_coco(
@@ -66,14 +92,18 @@ def read_coco(
     split: str,
     image_ids: Iterable[int] | None = None,
     max_images: int | None = None,
+    tasks: Iterable[str] = ("object_detection",),
+    num_keypoints: int = 17,
 ) -> CocoSplit:
-    r"""Open one split of a COCO folder for detection.
+    r"""Open one split of a COCO folder.
 
     Args:
         folder (`str` or `Path`): The folder that has `annotations/`.
         split (`str`): For instance `"train2017"`.
         image_ids (`Iterable[int]`, *optional*): Keep these pictures only, in this order.
         max_images (`int`, *optional*): Keep at most the first so many pictures.
+        tasks (`Iterable[str]`): Names in `TASK_FEATURES`: what is read beside boxes.
+        num_keypoints (`int`): Keypoints of an object in the keypoints file.
     Returns:
         [`CocoSplit`]. Pictures without objects are kept; boxes of zero size are kept too (training drops them).
     Raises:
@@ -83,6 +113,7 @@ def read_coco(
     path = find_annotations(folder, split)
     content = read_instances(path)
     id2label = read_categories(content, path)
+    extra = {name: feature for task in tasks for name, feature in TASK_FEATURES[task].items()}
 
     images = _index_images(content["images"], path)
     objects = _group_objects(content["annotations"], images, id2label, path)
@@ -97,8 +128,19 @@ def read_coco(
     if not kept:
         raise ValueError(f"{path}: lists no pictures")
 
+    keypoints = captions = None
+    if "keypoints_xyv" in extra:
+        keypoint_path = find_annotations(folder, split, "person_keypoints")
+        keypoints = read_instances(keypoint_path)
+        triples = _index_keypoints(keypoints["annotations"], num_keypoints, keypoint_path)
+    if "captions" in extra:
+        caption_path = find_annotations(folder, split, "captions")
+        captions = read_instances(caption_path, lists=("images", "annotations"))
+        texts = _group_captions(captions["annotations"], caption_path)
+
     present = {item.name for item in (folder / split).iterdir()} if (folder / split).is_dir() else set()
-    rows = {name: [] for name in FEATURES}
+    features = datasets.Features({**FEATURES, **extra})
+    rows = {name: [] for name in features}
     for image_id in kept:
         image = images[image_id]
         file_name = image["file_name"]
@@ -107,37 +149,55 @@ def read_coco(
             raise FileNotFoundError(f"{picture}: no such picture, but {path} lists it with id {image_id}")
         row = _to_row(image, objects.get(image_id, []))
         row["image"] = {"path": str(picture), "bytes": None}
+        if "polygons_xy" in extra:
+            row["polygons_xy"] = [_read_parts(item, image, path) for item in objects.get(image_id, [])]
+        if keypoints is not None:
+            found = [triples.get(item.get("id"), ([], 0)) for item in objects.get(image_id, [])]
+            row["keypoints_xyv"], row["num_keypoints"] = ([each[part] for each in found] for part in (0, 1))
+        if captions is not None:
+            row["captions"] = texts.get(image_id, [])
         for name, value in row.items():
             rows[name].append(value)
 
     kept = set(kept)
-    annotations = {
+    return CocoSplit(
+        datasets.Dataset.from_dict(rows, features=features),
+        id2label,
+        *(None if each is None else _cut(each, kept) for each in (content, keypoints, captions)),
+    )
+
+
+def _cut(content: Mapping[str, Any], kept: set[int]) -> dict[str, Any]:
+    """The part of an annotation file that is about some pictures."""
+    cut = {
         "images": [image for image in content["images"] if image["id"] in kept],
         "annotations": [item for item in content["annotations"] if item["image_id"] in kept],
-        "categories": content["categories"],
     }
-    return CocoSplit(datasets.Dataset.from_dict(rows, features=FEATURES), id2label, annotations)
+    return {**cut, "categories": content["categories"]} if "categories" in content else cut
 
 
-def find_annotations(folder: str | Path, split: str) -> Path:
-    """Return the path of a split's instances file; an OSError says what is missing and which splits there are."""
+def find_annotations(folder: str | Path, split: str, kind: str = "instances") -> Path:
+    """Return the path of a split's annotation file; an OSError says what is missing and which splits there are."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder (a COCO folder with annotations/instances_{split}.json)")
-    path = folder / "annotations" / f"instances_{split}.json"
+        raise FileNotFoundError(f"{folder}: no such folder (a COCO folder with annotations/{kind}_{split}.json)")
+    path = folder / "annotations" / f"{kind}_{split}.json"
     if not path.is_file():
-        found = sorted(item.stem.removeprefix("instances_") for item in folder.glob("annotations/instances_*.json"))
+        found = sorted(item.stem.removeprefix(f"{kind}_") for item in folder.glob(f"annotations/{kind}_*.json"))
         advice = f"splits that are there: {', '.join(found)}" if found else "this is not a COCO folder"
         raise FileNotFoundError(f"{path}: no such file ({advice})")
     return path
 
 
-def read_instances(path: str | Path) -> dict:
-    r"""Load a COCO instances file and check its outline.
+def read_instances(path: str | Path, lists: Iterable[str] = ("images", "annotations", "categories")) -> dict:
+    r"""Load a COCO annotation file and check its outline.
 
+    Args:
+        path (`str` or `Path`): The file.
+        lists (`Iterable[str]`): What it must hold; captions have no categories.
     Raises:
         OSError: If it cannot be read.
-        ValueError: If it is not JSON, or lacks one of the three lists."""
+        ValueError: If it is not JSON, or lacks one of the lists."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # with or without a byte order mark
     except UnicodeDecodeError as error:
@@ -145,7 +205,7 @@ def read_instances(path: str | Path) -> dict:
     except json.JSONDecodeError as error:
         reason = f"line {error.lineno}, column {error.colno}: {error.msg}"
         raise ValueError(f"{path}: not valid JSON ({reason}); is the file complete?") from error
-    for name in ("images", "annotations", "categories"):
+    for name in lists:
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
             raise ValueError(f"{path}: not a COCO instances file (it has no list {name!r})")
         if not all(isinstance(item, dict) for item in content[name]):
@@ -180,25 +240,37 @@ def read_categories(content: Mapping[str, Any], path: str | Path) -> dict[int, s
     return dict(sorted(id2label.items()))
 
 
-def load_record(row: Mapping[str, Any]) -> dict[str, Any]:
+def load_record(row: Mapping[str, Any], max_points_per_object: int = 128, num_keypoints: int = 17) -> dict[str, Any]:
     r"""Turn a row of [`CocoSplit`]'s dataset into a record: read the pixels, make tensors.
 
     Args:
-        row (`Mapping`): One row, columns as in `FEATURES`.
+        row (`Mapping`): One row, columns as in `FEATURES`, and of the tasks.
+        max_points_per_object (`int`): Width of `polygons_yx`, if the row has polygons.
+        num_keypoints (`int`): Width of `keypoints_yx`, if the row has keypoints.
     Returns:
         `dict`: A record (see `task_base`) with `image` as `torch.uint8` `(3, height, width)`.
     Raises:
         ValueError: If the picture cannot be read, or its size is not the one in the annotation file."""
-    num_objects = len(row["labels"])
-    return {
+    num_objects, image_size = len(row["labels"]), tuple(row["image_size"])
+    record = {
         "image_id": int(row["image_id"]),
-        "image": load_pixels(row["image"]["path"], tuple(row["image_size"])),
-        "image_size": tuple(row["image_size"]),
+        "image": load_pixels(row["image"]["path"], image_size),
+        "image_size": image_size,
         "boxes_yxyx": torch.tensor(row["boxes_yxyx"], dtype=torch.float32).reshape(num_objects, 4),
         "labels": torch.tensor(row["labels"], dtype=torch.int64),
         "areas": torch.tensor(row["areas"], dtype=torch.float32),
         "is_crowd": torch.tensor(row["is_crowd"], dtype=torch.bool),
     }
+    if "polygons_xy" in row:
+        record["polygons_yx"] = polygons_from_parts(row["polygons_xy"], image_size, max_points_per_object)
+    if "keypoints_xyv" in row:
+        nowhere = [0] * (3 * num_keypoints)
+        keypoints = [triples or nowhere for triples in row["keypoints_xyv"]]
+        record["keypoints_yx"] = keypoints_from_triples(keypoints, image_size, num_keypoints)
+        record["num_keypoints"] = torch.tensor(row["num_keypoints"], dtype=torch.int64)
+    if "captions" in row:
+        record["captions"] = list(row["captions"])
+    return record
 
 
 def load_pixels(path: str | Path, image_size: tuple[int, int]) -> torch.Tensor:
@@ -263,15 +335,53 @@ def _group_objects(
     return grouped
 
 
+def _read_parts(item: Mapping[str, Any], image: Mapping[str, Any], path: Path) -> list[list[float]]:
+    """Parts of an object's polygon; none for crowd regions, which segmentation leaves out."""
+    if item.get("iscrowd", 0):
+        return []
+    try:
+        parts = segmentation_parts(item.get("segmentation"), (image["height"], image["width"]))
+    except ValueError as error:
+        raise ValueError(f"{path}: annotation {item.get('id', 'without id')}: {error}") from error
+    return [part.tolist() for part in parts]
+
+
+def _index_keypoints(annotations: Iterable[dict], num_keypoints: int, path: Path) -> dict[int, tuple[list[float], int]]:
+    """Triples and number of visible keypoints by annotation id."""
+    indexed = {}
+    for item in annotations:
+        name, triples = item.get("id", "without id"), item.get("keypoints")
+        if not isinstance(triples, list) or len(triples) != 3 * num_keypoints:
+            found = f"{len(triples)} numbers" if isinstance(triples, list) else repr(triples)
+            raise ValueError(
+                f"{path}: annotation {name} has keypoints of {found}; {num_keypoints} keypoints are "
+                f"{3 * num_keypoints}: x, y and visibility of each"
+            )
+        if not all(isinstance(value, int | float) and math.isfinite(value) for value in triples):
+            raise ValueError(f"{path}: annotation {name} has keypoints that are not finite numbers")
+        indexed[item.get("id")] = triples, sum(visibility > 0 for visibility in triples[2::3])
+    return indexed
+
+
+def _group_captions(annotations: Iterable[dict], path: Path) -> dict[int, list[str]]:
+    """Captions by picture id, without blanks at their ends; blank ones are left out."""
+    grouped: dict[int, list[str]] = {}
+    for item in annotations:
+        if not isinstance(item.get("caption"), str):
+            raise ValueError(f"{path}: annotation {item.get('id', 'without id')} has no text under 'caption'")
+        caption = " ".join(item["caption"].split())
+        if caption:
+            grouped.setdefault(item.get("image_id"), []).append(caption)
+    return grouped
+
+
 def _to_row(image: Mapping[str, Any], objects: list[dict]) -> dict[str, Any]:
-    """One picture as a row; boxes are scaled in the order of operations that the reference uses."""
-    x, y, width, height = np.array([item["bbox"] for item in objects], dtype=np.float64).reshape(-1, 4).T
-    boxes_yxyx = np.stack([y, x, y + height, x + width], axis=-1).astype(np.float32)  # (num_objects, 4) in pixels
-    scale = np.float32(1) / np.array([image["height"], image["width"]], dtype=np.float32)
+    """One picture as a row."""
+    image_size = [image["height"], image["width"]]
     return {
         "image_id": image["id"],
-        "image_size": [image["height"], image["width"]],
-        "boxes_yxyx": boxes_yxyx * np.tile(scale, 2),
+        "image_size": image_size,
+        "boxes_yxyx": boxes_from_xywh([item["bbox"] for item in objects], image_size).numpy(),
         "labels": [item["category_id"] for item in objects],
         "areas": [float(item.get("area", item["bbox"][2] * item["bbox"][3])) for item in objects],
         "is_crowd": [bool(item.get("iscrowd", 0)) for item in objects],

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from pix2seq_hf.data.coco import load_record
+from pix2seq_hf.data.transforms import crop_to_object
 
 
 class SampleKey(NamedTuple):
@@ -18,7 +19,7 @@ class SampleKey(NamedTuple):
 
     Args:
         epoch (`int`): How often all rows were seen before.
-        row (`int`): Row of the data set."""
+        row (`int`): Row of the data set, for [`ObjectDataset`] its object."""
 
     epoch: int
     row: int
@@ -57,16 +58,48 @@ class RecordDataset(torch.utils.data.Dataset):
     r"""Rows of a `datasets.Dataset` as records with pixels, looked up by [`SampleKey`].
 
     Args:
-        rows (`datasets.Dataset`): As [`~data.coco.read_coco`] returns it."""
+        rows (`datasets.Dataset`): As [`~data.coco.read_coco`] returns it.
+        keep_records (`bool`): Read every row once and keep it in memory, pixels included.
+        **widths: `max_points_per_object` and `num_keypoints` of [`~data.coco.load_record`]."""
 
-    def __init__(self, rows: Any):
-        self.rows = rows
+    def __init__(self, rows: Any, keep_records: bool = False, **widths: int):
+        self.rows, self.widths = rows, widths
+        self.kept: dict[int, dict[str, Any]] | None = {} if keep_records else None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, key: SampleKey) -> tuple[SampleKey, dict[str, Any]]:
-        return key, load_record(self.rows[key.row])
+        return key, self.load(key.row)
+
+    def load(self, row: int) -> dict[str, Any]:
+        """Return the record of a row; transforms leave the records they are given alone."""
+        if self.kept is None:
+            return load_record(self.rows[row], **self.widths)
+        if row not in self.kept:
+            self.kept[row] = load_record(self.rows[row], **self.widths)
+        return self.kept[row]
+
+
+class ObjectDataset(RecordDataset):
+    r"""Single objects as records of the pixels around them, looked up by [`SampleKey`].
+
+    Args:
+        rows (`datasets.Dataset`): As [`~data.coco.read_coco`] returns it.
+        objects (`Sequence[tuple[int, int]]`): Row and index of every object.
+        pad_scale (`float`): How much around the box, see [`~data.transforms.crop_to_object`].
+        **options: As of [`RecordDataset`]."""
+
+    def __init__(self, rows: Any, objects: Sequence[tuple[int, int]], pad_scale: float, **options: Any):
+        super().__init__(rows, **options)
+        self.objects, self.pad_scale = objects, pad_scale
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def __getitem__(self, key: SampleKey) -> tuple[SampleKey, dict[str, Any]]:
+        row, index = self.objects[key.row]
+        return key, crop_to_object(self.load(row), index, self.pad_scale)
 
 
 class TrainingCollator:
@@ -99,8 +132,8 @@ class TrainingCollator:
             samples (`Sequence[tuple[SampleKey, Mapping]]`): As [`RecordDataset`] returns them.
         Returns:
             `dict[str, torch.Tensor]`: Arguments of the model: `pixel_values` of shape `(batch, 3, height, width)`, and
-            `decoder_input_ids`, `labels` and `label_weights` of shape `(batch, length)`; the copies of a record stand
-            next to each other."""
+            `decoder_input_ids`, `labels` and `label_weights` of shape `(batch, length)`, or with several sequences per
+            picture `(batch, sequences, length)`; the copies of a record stand next to each other."""
         batch: dict[str, list[torch.Tensor]] = {}
         for key, record in samples:
             for duplicate in range(self.batch_duplicates):

@@ -27,52 +27,123 @@ class ModelArguments:
     Args:
         pretrained (`str`, *optional*): Model folder or Hub name to start from.
         preset (`str`, *optional*): A released architecture for a new network, see `Pix2SeqConfig.from_preset`.
+        attention (`str`): How attention is computed: `"sdpa"`, `"eager"` (on CPUs often the faster one in training), or
+            another way that transformers knows.
         config (`dict`): Fields of `Pix2SeqConfig` that differ from the preset or from the pretrained model."""
 
     pretrained: str | None = None
     preset: str | None = None
+    attention: str = "sdpa"
     config: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class DataArguments:
-    r"""Which pictures, and how they are varied.
+    r"""Which pictures.
 
     Args:
         split (`str`): Split of the COCO folder.
         image_ids (`list[int]`, *optional*): Train on these pictures only.
         max_images (`int`, *optional*): Train on at most the first so many pictures.
-        min_scale, max_scale (`float`): Range of the scale jitter, as shares of the input size.
-        use_flip (`bool`): Mirror half of the samples.
-        object_order (`str`): Order of objects in a sequence: `"random"`, `"area"` or `"none"`.
-        use_noise_boxes (`bool`): Fill sequences up with noise boxes.
-        batch_duplicates (`int`): Copies of a picture in a batch, each varied on its own.
-        num_workers (`int`): Processes that prepare batches, per training process."""
+        keep_pictures (`bool`): Keep all decoded pictures in memory, once per worker; for small sets.
+        num_workers (`int`): Processes that prepare batches, per task and training process."""
 
     split: str = "train2017"
     image_ids: list[int] | None = None
     max_images: int | None = None
-    min_scale: float = 0.3
-    max_scale: float = 2.0
-    use_flip: bool = True
-    object_order: str = "random"
-    use_noise_boxes: bool = True
-    batch_duplicates: int = 1
+    keep_pictures: bool = False
     num_workers: int = 2
 
 
 @dataclass(frozen=True)
 class TaskArguments:
-    r"""How sequences of object detection are written and weighted.
+    r"""What every task can set for itself. The tasks' defaults are those of the reference's multi-task training.
 
     Args:
+        weight (`float`): Weight of the task's loss.
+        batch_size (`int`, *optional*): Pictures per optimiser step (objects, for keypoints); by default
+            `training.batch_size`.
+        batch_duplicates (`int`): Copies of a sample in a batch, each varied on its own.
+        min_scale, max_scale (`float`): Range of the scale jitter, as shares of the input size.
+        use_evaluation_resize (`bool`): Antialias, and round sizes instead of cutting them, as in evaluation; the
+            reference does neither in training.
+        use_flip (`bool`): Mirror half of the samples."""
+
+    weight: float = 1.0
+    batch_size: int | None = None
+    batch_duplicates: int = 1
+    min_scale: float = 0.3
+    max_scale: float = 1.0
+    use_evaluation_resize: bool = False
+    use_flip: bool = True
+
+
+@dataclass(frozen=True)
+class ObjectDetectionArguments(TaskArguments):
+    r"""How object detection is trained; see [`TaskArguments`] for the rest.
+
+    Args:
+        object_order (`str`): Order of objects in a sequence: `"random"`, `"area"` or `"none"`.
+        use_noise_boxes (`bool`): Fill sequences up with noise boxes.
         class_label_corruption (`str`): What the decoder reads in place of the true classes.
         noise_bbox_weight (`float`): Loss weight of the class token of a noise box.
         eos_token_weight (`float`): Loss weight of padding."""
 
+    max_scale: float = 2.0
+    object_order: str = "random"
+    use_noise_boxes: bool = True
     class_label_corruption: str = "rand_n_fake_cls"
     noise_bbox_weight: float = 1.0
     eos_token_weight: float = 0.1
+
+
+@dataclass(frozen=True)
+class InstanceSegmentationArguments(TaskArguments):
+    r"""How instance segmentation is trained; see [`TaskArguments`] for the rest.
+
+    Args:
+        max_instances_per_image (`int`): Objects of a picture in a step, each a sequence.
+        object_order (`str`): Which come first: `"scores"` (the order of the annotations), `"random"` or `"area"`.
+        eos_token_weight (`float`): Loss weight of padding, which ends a polygon."""
+
+    max_instances_per_image: int = 10
+    object_order: str = "scores"
+    eos_token_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class KeypointDetectionArguments(TaskArguments):
+    r"""How keypoint detection is trained, one object at a time; see [`TaskArguments`] for the rest.
+
+    Args:
+        invisible_token_weight (`float`): Loss weight of keypoints that are not visible.
+        eos_token_weight (`float`): Loss weight of padding."""
+
+    use_flip: bool = False
+    invisible_token_weight: float = 0.1
+    eos_token_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class CaptioningArguments(TaskArguments):
+    r"""How captioning is trained; see [`TaskArguments`] for the rest.
+
+    Args:
+        captions_per_image (`int`): Captions of a picture in a step, each a sequence.
+        color_jitter_strength (`float`): How much colours are varied; 0 not at all.
+        input_seq_drop_rate (`float`): Share of the tokens that the decoder does not get to read.
+        eos_token_weight (`float`): Loss weight of the end of a caption.
+        tokenizer (`str`, *optional*): Folder of a `transformers` tokenizer; by default that of the pretrained model, or
+            else a new one is trained on the captions.
+        tokenizer_vocab_size (`int`): Words of a new tokenizer."""
+
+    max_scale: float = 2.0
+    captions_per_image: int = 5
+    color_jitter_strength: float = 0.5
+    input_seq_drop_rate: float = 0.5
+    eos_token_weight: float = 0.1
+    tokenizer: str | None = None
+    tokenizer_vocab_size: int = 500
 
 
 @dataclass(frozen=True)
@@ -135,15 +206,20 @@ class LoopArguments:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All settings of a run, one section each."""
+    """All settings of a run, one section each; the sections of tasks say which are trained, by default detection."""
 
     model: ModelArguments = field(default_factory=ModelArguments)
     data: DataArguments = field(default_factory=DataArguments)
-    task: TaskArguments = field(default_factory=TaskArguments)
+    object_detection: ObjectDetectionArguments | None = None
+    instance_segmentation: InstanceSegmentationArguments | None = None
+    keypoint_detection: KeypointDetectionArguments | None = None
+    captioning: CaptioningArguments | None = None
     optimization: OptimizationArguments = field(default_factory=OptimizationArguments)
     training: LoopArguments = field(default_factory=LoopArguments)
 
     def __post_init__(self):
+        if not self.tasks:
+            object.__setattr__(self, "object_detection", ObjectDetectionArguments())
         if self.model.pretrained and self.model.preset:
             raise ValueError(
                 f"model.pretrained ({self.model.pretrained}) and model.preset ({self.model.preset}) exclude each other"
@@ -154,7 +230,6 @@ class Recipe:
             raise ValueError(f"training.mixed_precision {self.training.mixed_precision!r}: use no, bf16 or fp16")
         for name, value, smallest in (
             ("data.max_images", self.data.max_images, 1),
-            ("data.batch_duplicates", self.data.batch_duplicates, 1),
             ("data.num_workers", self.data.num_workers, 0),
             ("optimization.warmup_steps", self.optimization.warmup_steps, 0),
             ("training.batch_size", self.training.batch_size, 1),
@@ -163,25 +238,42 @@ class Recipe:
             ("training.checkpoint_steps", self.training.checkpoint_steps, 1),
             ("training.log_steps", self.training.log_steps, 1),
             ("training.seed", self.training.seed, 0),
+            *((f"{task}.batch_size", settings.batch_size, 1) for task, settings in self.tasks.items()),
+            *((f"{task}.batch_duplicates", settings.batch_duplicates, 1) for task, settings in self.tasks.items()),
+            *((f"{task}.weight", settings.weight, 0) for task, settings in self.tasks.items()),
         ):
             if value is not None and value < smallest:
                 raise ValueError(f"{name} is {value}, it must be at least {smallest}")
         parts = self.training.gradient_accumulation_steps
-        if self.training.batch_size % parts:
-            raise ValueError(
-                f"training.batch_size {self.training.batch_size} is not divisible by "
-                f"training.gradient_accumulation_steps {parts}"
-            )
+        for task in self.tasks:
+            batch_size, name = self.batch_size(task), f"{task}.batch_size"
+            if batch_size % parts:
+                name = name if self.tasks[task].batch_size else "training.batch_size"
+                raise ValueError(
+                    f"{name} {batch_size} is not divisible by training.gradient_accumulation_steps {parts}"
+                )
+
+    @property
+    def tasks(self) -> dict[str, TaskArguments]:
+        """Settings of the tasks that are trained, by name, in the order of the sections."""
+        names = ("object_detection", "instance_segmentation", "keypoint_detection", "captioning")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def batch_size(self, task: str) -> int:
+        """Samples of a task per optimiser step."""
+        return self.tasks[task].batch_size or self.training.batch_size
 
     def total_steps(self, num_images: int) -> int:
-        """Optimiser steps of the run on `num_images` pictures."""
-        return self.training.steps or max(int(num_images * self.training.epochs) // self.training.batch_size, 1)
+        """Optimiser steps of the run; `num_images` is what the first task has of pictures."""
+        batch_size = self.batch_size(next(iter(self.tasks)))
+        return self.training.steps or max(int(num_images * self.training.epochs) // batch_size, 1)
 
     def warmup_steps(self, num_images: int) -> int:
-        """Optimiser steps of the warm-up on `num_images` pictures."""
+        """Optimiser steps of the warm-up; `num_images` is what the first task has of pictures."""
         if self.optimization.warmup_steps is not None:
             return self.optimization.warmup_steps
-        return round(self.optimization.warmup_epochs * num_images // self.training.batch_size)
+        batch_size = self.batch_size(next(iter(self.tasks)))
+        return round(self.optimization.warmup_epochs * num_images // batch_size)
 
 
 def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -222,13 +314,16 @@ def build_recipe(settings: Mapping[str, Any], source: str = "recipe") -> Recipe:
     _refuse_unknown(settings, [item.name for item in dataclasses.fields(Recipe)], "", source)
     sections = {}
     for section in dataclasses.fields(Recipe):
-        given = settings.get(section.name) or {}
+        (kind, *optional) = typing.get_args(section.type) or (section.type,)
+        if optional and section.name not in settings:
+            continue
+        given = {} if settings.get(section.name) is None else settings[section.name]
         if not isinstance(given, Mapping):
             raise ValueError(f"{source}: {section.name} must be a section with settings in it, not {given!r}")
-        hints = typing.get_type_hints(section.type)
+        hints = typing.get_type_hints(kind)
         _refuse_unknown(given, hints, f"{section.name}.", source)
         values = {name: _convert(value, hints[name], f"{section.name}.{name}", source) for name, value in given.items()}
-        sections[section.name] = section.type(**values)
+        sections[section.name] = kind(**values)
     known = [item.name for item in dataclasses.fields(Pix2SeqConfig)]
     _refuse_unknown(sections["model"].config, known, "model.config.", source)
     return Recipe(**sections)
@@ -236,7 +331,8 @@ def build_recipe(settings: Mapping[str, Any], source: str = "recipe") -> Recipe:
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
     """Write every setting of a recipe as YAML; [`load_recipe`] reads it back."""
-    Path(path).write_text(yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False), encoding="utf-8")
+    settings = {name: section for name, section in dataclasses.asdict(recipe).items() if section is not None}
+    Path(path).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
 def _parse_yaml(text: str, source: str) -> Any:

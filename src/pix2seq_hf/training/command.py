@@ -1,8 +1,13 @@
-"""Train a detector on a COCO folder (annotations/instances_SPLIT.json and the pictures in SPLIT/).
+"""Train a model on a COCO folder, for one task or for several at once.
+
+The folder holds annotations/instances_SPLIT.json, for keypoints and captions also person_keypoints_SPLIT.json and
+captions_SPLIT.json, and the pictures in SPLIT/. The sections of a recipe that are named after tasks say which are
+trained, each with settings of its own; without one it is object detection.
 
 examples:
   pix2seq train --recipe overfit --data coco_mini --output runs/overfit
   pix2seq train --recipe overfit --data coco_mini --output runs/mine --set training.steps=500 --set data.max_images=4
+  pix2seq train --recipe overfit_tasks --data coco_mini --output runs/tasks
   pix2seq train --recipe mine.yaml --data coco --output runs/mine --resume
   accelerate launch scripts/train.py --recipe mine.yaml --data coco --output runs/mine     (the same, on many devices)
 

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,29 @@ from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from pix2seq_hf.configuration_pix2seq import Pix2SeqConfig
-from pix2seq_hf.data.coco import read_coco
-from pix2seq_hf.data.collation import RecordDataset, StreamSampler, TrainingCollator
-from pix2seq_hf.data.transforms import detection_training_transforms
+from pix2seq_hf.configuration_pix2seq import COCO_KEYPOINT_NAMES, Pix2SeqConfig
+from pix2seq_hf.data.coco import CocoSplit, read_coco
+from pix2seq_hf.data.collation import ObjectDataset, RecordDataset, StreamSampler, TrainingCollator
+from pix2seq_hf.data.transforms import (
+    Compose,
+    captioning_training_transforms,
+    detection_training_transforms,
+    keypoint_training_transforms,
+    segmentation_training_transforms,
+)
 from pix2seq_hf.generation_pix2seq import build_generation_config
 from pix2seq_hf.modeling_pix2seq import Pix2SeqForConditionalGeneration
 from pix2seq_hf.processing_pix2seq import TASKS, Pix2SeqProcessor
 from pix2seq_hf.task_object_detection import TOKENS_PER_OBJECT
-from pix2seq_hf.training.arguments import ModelArguments, Recipe, load_recipe, save_recipe
+from pix2seq_hf.training.arguments import ModelArguments, Recipe, TaskArguments, load_recipe, save_recipe
+from pix2seq_hf.training.caption_tokenizer import load_caption_tokenizer, train_caption_tokenizer
 from pix2seq_hf.training.optimization import AdamW, WarmUpAndDecay, group_parameters, scale_learning_rate
 
 
 def train(
     recipe: Recipe, data: str | Path, output: str | Path, resume: bool = False, show_progress: bool = True
 ) -> Path:
-    r"""Train a detector on a COCO folder.
+    r"""Train a model for the recipe's tasks on a COCO folder.
 
     Args:
         recipe ([`Recipe`]): All settings.
@@ -51,21 +58,27 @@ def train(
         OSError: If data or a pretrained model are missing.
         ValueError: If data, settings and run folder do not fit together, or the loss is not finite."""
     output = Path(output)
-    rows, id2label = read_training_rows(recipe, data)
-    total_steps = recipe.total_steps(len(rows))
-    schedule = build_schedule(recipe, len(rows))
     start, checkpoint = find_start(recipe, output, resume)
+    split = read_split(recipe, data)
+    tokenizer = build_caption_tokenizer(recipe, split)
 
     set_seed(recipe.training.seed)
-    model, processor = build_model(recipe.model, id2label)
+    model, processor = build_model(recipe.model, split.id2label, list(recipe.tasks), tokenizer)
+    samples = {name: build_dataset(name, recipe, split, model.config) for name in recipe.tasks}
+    num_samples = len(next(iter(samples.values())))
+    total_steps = recipe.total_steps(num_samples)
+    schedule = build_schedule(recipe, num_samples)
     if recipe.training.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     optimizer = build_optimizer(recipe, model)
 
     accelerator = build_accelerator(recipe, output)
     set_seed(recipe.training.seed, device_specific=True)  # weights are equal everywhere, dropout need not be
-    loader = build_loader(recipe, rows, processor, start, total_steps, accelerator.num_processes)
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    loaders = {
+        name: build_loader(recipe, name, samples[name], model.config, processor, start, total_steps, accelerator)
+        for name in recipe.tasks
+    }
+    model, optimizer, *prepared = accelerator.prepare(model, optimizer, *loaders.values())
     accelerator.init_trackers("tensorboard")
     if accelerator.is_main_process:
         save_recipe(recipe, output / "recipe.yaml")
@@ -79,16 +92,17 @@ def train(
         disable=not (show_progress and accelerator.is_main_process),
         dynamic_ncols=True,
     )
-    meter = Meter(recipe.training.batch_size)
-    batches = iter(loader)
+    batches = {name: iter(loader) for name, loader in zip(loaders, prepared, strict=True)}
+    task_weights = {name: settings.weight for name, settings in recipe.tasks.items()}
+    meter = Meter(sum(recipe.batch_size(name) for name in recipe.tasks), task_weights)
     model.train()
     with bar:
         for step in range(start, total_steps):
             learning_rate = schedule(step)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            loss = train_step(accelerator, model, optimizer, batches, recipe.optimization.max_grad_norm)
-            meter.add(loss)
+            losses = train_step(accelerator, model, optimizer, batches, task_weights, recipe.optimization.max_grad_norm)
+            meter.add(losses)
             bar.update()
             done = step + 1
             if done % recipe.training.log_steps == 0 or done == total_steps:
@@ -108,111 +122,210 @@ def train_step(
     accelerator: Accelerator,
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Iterator[dict[str, torch.Tensor]],
+    batches: Mapping[str, Iterator[dict[str, torch.Tensor]]],
+    task_weights: Mapping[str, float],
     max_grad_norm: float | None,
-) -> torch.Tensor:
-    r"""Take one optimiser step.
+) -> dict[str, torch.Tensor]:
+    r"""Take one optimiser step: the gradients of all tasks are summed.
 
     Args:
-        accelerator (`Accelerator`): Knows the processes and the number of accumulated batches.
+        accelerator (`Accelerator`): Knows the processes and the number of batches in a step, over all tasks.
         model, optimizer: As `accelerator.prepare` returned them.
-        batches (`Iterator[dict]`): This process's batches; as many are taken as are accumulated.
+        batches (`Mapping[str, Iterator[dict]]`): This process's batches of every task; an equal number of each task is
+            taken, as many together as are accumulated.
+        task_weights (`Mapping[str, float]`): Weight of every task's loss.
         max_grad_norm (`float`, *optional*): Clip the gradients to this global norm.
     Returns:
-        `torch.Tensor`: This process's share of the step's loss; the shares of all processes average to it."""
-    parts = [next(batches) for _ in range(accelerator.gradient_accumulation_steps)]
-    # Departure: the reference averages the losses of its replicas, each divided by its own sum of weights. Here the sum
-    # runs over the whole batch, so that the result does not depend on how the batch was cut into parts.
-    weights = [part["label_weights"].sum() for part in parts]
-    whole_weight = accelerator.reduce(torch.stack(weights).sum(), reduction="sum")
-    loss = torch.zeros((), device=accelerator.device)
-    for part, weight in zip(parts, weights, strict=True):
-        with accelerator.accumulate(model):
-            # Means over processes (by the gradient reduction) and parts (by `backward`) follow: they are undone here.
-            share = weight / whole_weight * accelerator.num_processes
-            part_loss = model(**part).loss * share
-            accelerator.backward(part_loss * len(parts))
-            if accelerator.sync_gradients and max_grad_norm is not None:
-                accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-        loss += part_loss.detach()
-    return loss
+        `dict[str, torch.Tensor]`: This process's share of the step's loss of every task, before its weight; the shares
+        of all processes average to it."""
+    num_parts = accelerator.gradient_accumulation_steps
+    losses = {}
+    for name, stream in batches.items():
+        parts = [next(stream) for _ in range(num_parts // len(batches))]
+        # Departure: the reference averages the losses of its replicas, each divided by its own sum of weights. Here the
+        # sum runs over the whole batch, so that the result does not depend on how the batch was cut into parts.
+        weights = [part["label_weights"].sum() for part in parts]
+        whole_weight = accelerator.reduce(torch.stack(weights).sum(), reduction="sum")
+        losses[name] = torch.zeros((), device=accelerator.device)
+        for part, weight in zip(parts, weights, strict=True):
+            with accelerator.accumulate(model):
+                # Means over processes (by the gradient reduction) and parts (by `backward`) follow: undone here.
+                share = weight / whole_weight * accelerator.num_processes
+                part_loss = model(**part).loss * share
+                accelerator.backward(part_loss * (task_weights[name] * num_parts))
+                if accelerator.sync_gradients and max_grad_norm is not None:
+                    accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            losses[name] += part_loss.detach()
+    return losses
 
 
 class Meter:
     r"""Collects losses and time between two log entries.
 
     Args:
-        batch_size (`int`): Pictures per step, over all processes."""
+        batch_size (`int`): Samples per step, over all tasks and processes.
+        task_weights (`Mapping[str, float]`): Weight of every task's loss."""
 
-    def __init__(self, batch_size: int):
-        self.batch_size = batch_size
+    def __init__(self, batch_size: int, task_weights: Mapping[str, float]):
+        self.batch_size, self.task_weights = batch_size, task_weights
         self._losses: list[torch.Tensor] = []
         self._since = time.perf_counter()
 
-    def add(self, loss: torch.Tensor) -> None:
-        """Take in the loss of a step, without waiting for the device."""
-        self._losses.append(loss)
+    def add(self, losses: Mapping[str, torch.Tensor]) -> None:
+        """Take in the losses of a step, without waiting for the device."""
+        self._losses.append(torch.stack([losses[name] for name in self.task_weights]))
 
     def read(self, accelerator: Accelerator, step: int) -> dict[str, float]:
         """Return the means since the last reading, and start again; a loss that is not finite ends the run."""
-        loss = accelerator.reduce(torch.stack(self._losses).mean(), reduction="mean").item()
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss} within the {len(self._losses)} steps before step {step}: "
-                "lower optimization.learning_rate or set optimization.max_grad_norm"
-            )
+        means = accelerator.reduce(torch.stack(self._losses).mean(0), reduction="mean").tolist()
+        losses = dict(zip(self.task_weights, means, strict=True))
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                raise ValueError(
+                    f"the loss of {name} is {loss} within the {len(self._losses)} steps before step {step}: "
+                    "lower optimization.learning_rate or set optimization.max_grad_norm"
+                )
         now = time.perf_counter()
         pictures_per_second = len(self._losses) * self.batch_size / (now - self._since)
         self._losses, self._since = [], now
-        return {"loss": loss, "pictures_per_second": pictures_per_second}
+        values = {"loss": sum(self.task_weights[name] * loss for name, loss in losses.items())}
+        if len(losses) > 1:
+            values |= {f"loss/{name}": loss for name, loss in losses.items()}
+        return {**values, "pictures_per_second": pictures_per_second}
 
 
 # --- The parts of a run -----------------------------------------------------------------------------------------------
 
 
-def read_training_rows(recipe: Recipe, data: str | Path) -> tuple[Any, dict[int, str]]:
-    """Open the recipe's split of a COCO folder; pictures without objects are left out, as in the reference."""
-    split = read_coco(data, recipe.data.split, recipe.data.image_ids, recipe.data.max_images)
-    with_objects = [row for row, labels in enumerate(split.dataset["labels"]) if labels]
-    if not with_objects:
-        raise ValueError(f"{data}: no picture of {recipe.data.split} has an object")
-    return split.dataset.select(with_objects), split.id2label
+def read_split(recipe: Recipe, data: str | Path) -> CocoSplit:
+    """Open the recipe's split of a COCO folder, with what its tasks need."""
+    num_keypoints = len(recipe.model.config.get("keypoint_names") or COCO_KEYPOINT_NAMES)
+    return read_coco(
+        data, recipe.data.split, recipe.data.image_ids, recipe.data.max_images, list(recipe.tasks), num_keypoints
+    )
+
+
+def build_dataset(name: str, recipe: Recipe, split: CocoSplit, config: Pix2SeqConfig) -> RecordDataset:
+    r"""Choose what a task is trained on; pictures that it has nothing to learn from are left out, as in the reference.
+
+    Args:
+        name (`str`): The task.
+        recipe ([`Recipe`]): All settings.
+        split ([`CocoSplit`]): The pictures.
+        config ([`Pix2SeqConfig`]): Of the model.
+    Returns:
+        [`RecordDataset`], never empty.
+    Raises:
+        ValueError: If no picture has what the task needs."""
+    rows = split.dataset
+    options = {
+        "keep_records": recipe.data.keep_pictures,
+        "max_points_per_object": config.max_points_per_object,
+        "num_keypoints": config.num_keypoints,
+    }
+    if name == "keypoint_detection":
+        objects = [
+            (row, index)
+            for row, (labels, crowds, counts) in enumerate(
+                zip(rows["labels"], rows["is_crowd"], rows["num_keypoints"], strict=True)
+            )
+            for index, (label, is_crowd, count) in enumerate(zip(labels, crowds, counts, strict=True))
+            if label in config.keypoint_labels and count and not is_crowd
+        ]
+        _require(objects, f"{recipe.data.split} has no object with keypoints of the labels {config.keypoint_labels}")
+        return ObjectDataset(rows, objects, TASKS[name].crop_pad_scale, **options)
+    field, what = {
+        "object_detection": ("labels", "an object"),
+        "instance_segmentation": ("polygons_xy", "an object with a polygon"),
+        "captioning": ("captions", "a caption"),
+    }[name]
+    kept = [row for row, values in enumerate(rows[field]) if any(values)]
+    _require(kept, f"no picture of {recipe.data.split} has {what}")
+    return RecordDataset(rows.select(kept), **options)
+
+
+def _require(found: list, message: str) -> None:
+    if not found:
+        raise ValueError(message)
+
+
+def build_caption_tokenizer(recipe: Recipe, split: CocoSplit) -> Any:
+    r"""Load or train the tokenizer of captions, if captions are trained.
+
+    Args:
+        recipe ([`Recipe`]): All settings.
+        split ([`CocoSplit`]): The pictures, with their captions.
+    Returns:
+        `PreTrainedTokenizerBase`, or `None` without captions or if the pretrained model has one."""
+    settings = recipe.captioning
+    if settings is None:
+        return None
+    if settings.tokenizer is not None:
+        return load_caption_tokenizer(settings.tokenizer)
+    if recipe.model.pretrained is not None:
+        return Pix2SeqProcessor.from_pretrained(recipe.model.pretrained).caption_tokenizer
+    captions = [caption for captions in split.dataset["captions"] for caption in captions]
+    return train_caption_tokenizer(captions, settings.tokenizer_vocab_size)
 
 
 def build_model(
-    arguments: ModelArguments, id2label: dict[int, str]
+    arguments: ModelArguments,
+    id2label: dict[int, str],
+    tasks: Sequence[str] = ("object_detection",),
+    caption_tokenizer: Any = None,
 ) -> tuple[Pix2SeqForConditionalGeneration, Pix2SeqProcessor]:
     r"""Build or load the network, and the processor that fits it.
 
     Args:
         arguments ([`ModelArguments`]): Which network.
         id2label (`dict[int, str]`): Label map of the data; stored in both configurations.
+        tasks (`Sequence[str]`): What the model is trained for.
+        caption_tokenizer (`PreTrainedTokenizerBase`, *optional*): Goes into the processor.
     Returns:
         `tuple`: Model and processor.
     Raises:
         ValueError: If the numbers of the configuration contradict each other."""
-    fields = {**arguments.config, "id2label": id2label, "label2id": {name: label for label, name in id2label.items()}}
+    label2id = {name: label for label, name in id2label.items()}
+    fields = {**arguments.config, "tasks": list(tasks), "id2label": id2label, "label2id": label2id}
     if arguments.pretrained is not None:
         config = Pix2SeqConfig.from_pretrained(arguments.pretrained, **fields)
     elif arguments.preset is not None:
         config = Pix2SeqConfig.from_preset(arguments.preset, **fields)
     else:
         config = Pix2SeqConfig(**fields)
-    length = TOKENS_PER_OBJECT * config.max_instances_per_image
-    if length > config.max_position_embeddings:
+    check_lengths(config)
+    if caption_tokenizer is not None and config.text_vocab_shift + len(caption_tokenizer) > config.vocab_size:
         raise ValueError(
-            f"max_instances_per_image {config.max_instances_per_image} needs {length} positions, "
-            f"max_position_embeddings is {config.max_position_embeddings}"
+            f"the caption tokenizer has {len(caption_tokenizer)} words, which do not fit between text_vocab_shift "
+            f"{config.text_vocab_shift} and vocab_size {config.vocab_size}"
         )
-    processor = Pix2SeqProcessor.from_config(config)
+    processor = Pix2SeqProcessor.from_config(config, caption_tokenizer=caption_tokenizer)
     if arguments.pretrained is not None:
         model = Pix2SeqForConditionalGeneration.from_pretrained(arguments.pretrained, config=config, dtype="float32")
     else:
         model = Pix2SeqForConditionalGeneration(config)
+    model.set_attn_implementation(arguments.attention)
     model.generation_config = build_generation_config(config)
     return model, processor
+
+
+def check_lengths(config: Pix2SeqConfig) -> None:
+    """Raise a ValueError if the sequence of a task is longer than the decoder's positions."""
+    lengths = {
+        "object_detection": ("max_instances_per_image", TOKENS_PER_OBJECT * config.max_instances_per_image),
+        "instance_segmentation": ("max_points_per_object", 5 + 2 * config.max_points_per_object),
+        "keypoint_detection": ("num_keypoints", 5 + 2 * config.num_keypoints),
+        "captioning": ("max_caption_length", config.max_caption_length),
+    }
+    for task in config.tasks:
+        field, length = lengths[task]
+        if length > config.max_position_embeddings:
+            raise ValueError(
+                f"{field} {getattr(config, field)} needs {length} positions, "
+                f"max_position_embeddings is {config.max_position_embeddings}"
+            )
 
 
 def build_schedule(recipe: Recipe, num_images: int) -> WarmUpAndDecay:
@@ -242,7 +355,7 @@ def build_accelerator(recipe: Recipe, output: Path) -> Accelerator:
         mixed_precision=recipe.training.mixed_precision,
         # The last batches are fetched together: seeing the end of the data must not end an accumulation early.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=recipe.training.gradient_accumulation_steps, sync_with_dataloader=False
+            num_steps=recipe.training.gradient_accumulation_steps * len(recipe.tasks), sync_with_dataloader=False
         ),
         dataloader_config=DataLoaderConfiguration(split_batches=True),
         log_with="tensorboard",
@@ -251,44 +364,79 @@ def build_accelerator(recipe: Recipe, output: Path) -> Accelerator:
 
 
 def build_loader(
-    recipe: Recipe, rows: Any, processor: Pix2SeqProcessor, start: int, total_steps: int, num_processes: int
+    recipe: Recipe,
+    name: str,
+    samples: RecordDataset,
+    config: Pix2SeqConfig,
+    processor: Pix2SeqProcessor,
+    start: int,
+    total_steps: int,
+    accelerator: Accelerator,
 ) -> torch.utils.data.DataLoader:
-    """The batches of the steps from `start` on; Accelerate hands each process its share of every batch."""
-    batch_size = recipe.training.batch_size
+    """A task's batches of the steps from `start` on; Accelerate hands each process its share of every batch."""
+    settings, batch_size = recipe.tasks[name], recipe.batch_size(name)
     part = batch_size // recipe.training.gradient_accumulation_steps
-    if part % num_processes:
+    if part % accelerator.num_processes:
+        setting = f"{name}.batch_size" if settings.batch_size else "training.batch_size"
         raise ValueError(
-            f"training.batch_size {batch_size} in {recipe.training.gradient_accumulation_steps} parts is not divisible "
-            f"by the {num_processes} processes"
+            f"{setting} {batch_size} in {recipe.training.gradient_accumulation_steps} parts is not divisible "
+            f"by the {accelerator.num_processes} processes"
         )
-    size, max_instances = processor.image_processor.size, processor.max_instances_per_image
-    transforms = detection_training_transforms(
-        (size["height"], size["width"]),
-        max_instances,
-        min_scale=recipe.data.min_scale,
-        max_scale=recipe.data.max_scale,
-        use_flip=recipe.data.use_flip,
-        object_order=recipe.data.object_order,
-        use_noise_boxes=recipe.data.use_noise_boxes,
-    )
     collator = TrainingCollator(
-        TASKS["object_detection"],
+        TASKS[name],
         processor.vocabulary,
-        transforms,
+        build_transforms(name, settings, config),
         recipe.training.seed,
-        recipe.data.batch_duplicates,
-        max_instances_per_image=max_instances,
-        **dataclasses.asdict(recipe.task),
+        settings.batch_duplicates,
+        **build_target_options(name, settings, config, processor.caption_tokenizer),
     )
     return torch.utils.data.DataLoader(
-        RecordDataset(rows),
+        samples,
         batch_size=part,
-        sampler=StreamSampler(len(rows), recipe.training.seed, total_steps * batch_size, start * batch_size),
+        sampler=StreamSampler(len(samples), recipe.training.seed, total_steps * batch_size, start * batch_size),
         collate_fn=collator,
         num_workers=recipe.data.num_workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # otherwise starting an iteration draws from the generator of dropout
     )
+
+
+def build_transforms(name: str, settings: TaskArguments, config: Pix2SeqConfig) -> Compose:
+    """What varies the records of a task, as its settings say."""
+    size = config.image_size
+    options = {
+        "min_scale": settings.min_scale,
+        "max_scale": settings.max_scale,
+        "use_evaluation_resize": settings.use_evaluation_resize,
+        "use_flip": settings.use_flip,
+    }
+    if name == "object_detection":
+        options |= {"object_order": settings.object_order, "use_noise_boxes": settings.use_noise_boxes}
+        return detection_training_transforms(size, config.max_instances_per_image, **options)
+    if name == "instance_segmentation":
+        options |= {"object_order": settings.object_order}
+        return segmentation_training_transforms(size, settings.max_instances_per_image, **options)
+    if name == "keypoint_detection":
+        return keypoint_training_transforms(size, keypoint_pairs=config.keypoint_pairs, **options)
+    return captioning_training_transforms(size, color_jitter_strength=settings.color_jitter_strength, **options)
+
+
+def build_target_options(
+    name: str, settings: TaskArguments, config: Pix2SeqConfig, caption_tokenizer: Any
+) -> dict[str, Any]:
+    """Options of the task's `targets`: what the model's numbers say, and what the recipe says."""
+    wanted = {
+        "object_detection": ("class_label_corruption", "noise_bbox_weight", "eos_token_weight"),
+        "instance_segmentation": ("max_instances_per_image", "eos_token_weight"),
+        "keypoint_detection": ("invisible_token_weight", "eos_token_weight"),
+        "captioning": ("captions_per_image", "input_seq_drop_rate", "eos_token_weight"),
+    }[name]
+    options = {**TASKS[name].target_options(config), **{option: getattr(settings, option) for option in wanted}}
+    if name == "object_detection":
+        options["max_instances_per_image"] = config.max_instances_per_image
+    if name == "captioning":
+        options["tokenizer"] = caption_tokenizer
+    return options
 
 
 # --- The run folder ---------------------------------------------------------------------------------------------------
