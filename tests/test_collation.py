@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from pix2seq_hf.data.coco import read_coco
-from pix2seq_hf.data.collation import RecordDataset, SampleKey, StreamSampler, TrainingCollator, sample_generator
+from pix2seq_hf.data.coco import load_record, read_coco
+from pix2seq_hf.data.collation import (
+    ObjectDataset,
+    RecordDataset,
+    SampleKey,
+    StreamSampler,
+    TrainingCollator,
+    sample_generator,
+)
 from pix2seq_hf.data.scenes import write_scenes
 from pix2seq_hf.data.transforms import detection_training_transforms
 from pix2seq_hf.task_object_detection import ObjectDetection
@@ -114,3 +121,34 @@ def test_batches_do_not_depend_on_workers_or_interruptions(rows, one_thread):
     assert_equal(batches(rows, num_workers=2), whole)
     assert_equal(batches(rows, start=6), whole[2:])
     assert not torch.equal(batches(rows, seed=1)[0]["labels"], whole[0]["labels"])
+
+
+def test_kept_records_give_the_same_batches(rows, monkeypatch):
+    reads = []
+
+    def read(row, **widths):
+        reads.append(row["image_id"])
+        return load_record(row, **widths)
+
+    monkeypatch.setattr("pix2seq_hf.data.collation.load_record", read)
+    found = []
+    for keep_records in (False, True):
+        records = RecordDataset(rows, keep_records)
+        collator = make_collator()
+        found.append([collator([records[SampleKey(epoch, row)] for row in range(2)]) for epoch in range(3)])
+    assert_equal(*found)
+    assert len(reads) == 6 + 2
+
+
+def test_objects_are_cut_out(rows):
+    records = RecordDataset(rows)
+    objects = [(row, index) for row in range(len(rows)) for index in range(len(rows[row]["labels"]))]
+    dataset = ObjectDataset(rows, objects, 0.0)
+    assert len(dataset) == len(objects)
+    for number, (row, index) in enumerate(objects):
+        key, found = dataset[SampleKey(0, number)]
+        whole = records[SampleKey(0, row)][1]
+        assert key.row == number and found["labels"].tolist() == whole["labels"][[index]].tolist()
+        height, width = found["image_size"]
+        ymin, xmin, ymax, xmax = whole["boxes_yxyx"][index].tolist()
+        assert abs(height - (ymax - ymin) * 48) < 2.5 and abs(width - (xmax - xmin) * 64) < 2.5

@@ -387,6 +387,12 @@ class TestOtherTasks:
         assert len(segmentation["labels"]) == len(keypoints["labels"]) == 4
         assert captioning["captions"] == ["a drawing"]
 
+    def test_objects_without_polygon_are_not_segmented(self):
+        record = make_record(3)
+        record["polygons_yx"][1] = -1
+        found = segmentation_training_transforms((32, 48), 4)(record, np.random.default_rng(0))
+        assert found["labels"].tolist() == [1, 3, 0, 0]
+
     def test_missing_scores_keep_the_order(self):
         transforms = segmentation_training_transforms((32, 48), 2)
         assert transforms(make_record(6), np.random.default_rng(0))["labels"].tolist() == [1, 2]

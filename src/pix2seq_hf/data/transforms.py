@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pix2seq_hf.data.photometric import draw_color_jitter, jitter_colors
 from pix2seq_hf.image_processing_pix2seq import crop_region as object_region
 from pix2seq_hf.image_processing_pix2seq import resized_size
-from pix2seq_hf.tokenization_pix2seq import FAKE_CLASS_LABEL, INVISIBLE_FLOAT, preserve_reserved
+from pix2seq_hf.tokenization_pix2seq import FAKE_CLASS_LABEL, INVISIBLE_FLOAT, PADDING_FLOAT, preserve_reserved
 
 Record = Mapping[str, Any]
 Size = tuple[int, int]  # height, width
@@ -220,6 +220,11 @@ def filter_invalid_objects(record: Record, drop_crowd: bool = True) -> dict[str,
     if drop_crowd and record.get("is_crowd") is not None:
         keep &= ~record["is_crowd"].bool()
     return select_objects(record, keep.nonzero()[:, 0])
+
+
+def filter_without_polygon(record: Record) -> dict[str, Any]:
+    """Drop objects whose polygon has no points; the reference cannot have them."""
+    return select_objects(record, (record["polygons_yx"][:, 0] != PADDING_FLOAT).nonzero()[:, 0])
 
 
 def order_objects(record: Record, order: str, permutation: np.ndarray | None = None) -> dict[str, Any]:
@@ -532,6 +537,7 @@ def segmentation_training_transforms(
     return Compose(
         [
             Apply(filter_invalid_objects),
+            Apply(filter_without_polygon),
             OrderObjects(object_order),
             Apply(resize_objects, max_instances_per_image),
             ScaleJitter(image_size, min_scale, max_scale, use_evaluation_resize),
