@@ -14,7 +14,7 @@ from pix2seq_hf.data.collation import (
     sample_generator,
 )
 from pix2seq_hf.data.scenes import write_scenes
-from pix2seq_hf.data.transforms import detection_training_transforms
+from pix2seq_hf.data.transforms import CropToObject, detection_training_transforms
 from pix2seq_hf.task_object_detection import ObjectDetection
 from pix2seq_hf.tokenization_pix2seq import Pix2SeqVocabulary
 
@@ -143,10 +143,11 @@ def test_kept_records_give_the_same_batches(rows, monkeypatch):
 def test_objects_are_cut_out(rows):
     records = RecordDataset(rows)
     objects = [(row, index) for row in range(len(rows)) for index in range(len(rows[row]["labels"]))]
-    dataset = ObjectDataset(rows, objects, 0.0)
+    dataset, cut_out = ObjectDataset(rows, objects), CropToObject(0.0)
     assert len(dataset) == len(objects)
     for number, (row, index) in enumerate(objects):
         key, found = dataset[SampleKey(0, number)]
+        found = cut_out(found, np.random.default_rng(0))
         whole = records[SampleKey(0, row)][1]
         assert key.row == number and found["labels"].tolist() == whole["labels"][[index]].tolist()
         height, width = found["image_size"]

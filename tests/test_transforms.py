@@ -10,6 +10,7 @@ from pix2seq_hf.data.transforms import (
     DUPLICATE_JITTER,
     OBJECT_ORDERS,
     ColorJitter,
+    CropToObject,
     FixedSizeCrop,
     InjectNoiseBoxes,
     OrderObjects,
@@ -190,6 +191,25 @@ class TestGeometry:
         assert found["labels"].tolist() == [2] and len(found["polygons_yx"]) == 1
         box = found["boxes_yxyx"][0] * torch.tensor([height, width] * 2) + torch.tensor([top, left] * 2)
         assert torch.allclose(box, record["boxes_yxyx"][1] * torch.tensor([40, 60] * 2), atol=1e-4)
+
+    def test_jittered_boxes_are_what_is_asked_about(self):
+        record = {**make_record(), "object_index": 1}
+        record["boxes_yxyx"][1] = torch.tensor([0.3, 0.3, 0.6, 0.7])
+        exact = CropToObject(0.5)(record, np.random.default_rng(0))
+        assert exact["boxes_yxyx"].equal(crop_to_object(record, 1, 0.5)["boxes_yxyx"])
+        corners, places = [], []
+        for seed in range(50):
+            found = CropToObject(0.5, 0.05)(record, np.random.default_rng(seed))
+            scale, offset = torch.tensor(found["image_size"] * 2), torch.tensor(found["crop_offset"] * 2)
+            corners.append((found["boxes_yxyx"][0] * scale + offset) / torch.tensor([40, 60] * 2))
+            points = found["keypoints_yx"][0].unflatten(-1, (-1, 2))
+            places.append((points * scale[:2] + offset[:2])[points[:, 0] > 0])
+            moved = (record["keypoints_yx"][1].unflatten(-1, (-1, 2)) * torch.tensor([40, 60]))[points[:, 0] > 0]
+            assert torch.allclose(places[-1], moved, atol=1e-3)  # keypoints stay where they are in the picture
+        spread = torch.stack(corners).std(0) / torch.tensor([0.3, 0.4, 0.3, 0.4])
+        assert ((spread > 0.03) & (spread < 0.06)).all()
+        with pytest.raises(ValueError, match="must not be negative, got -1"):
+            CropToObject(0.5, -1)
 
     def test_crop_to_a_box_outside(self):
         record = {**make_record(), "boxes_yxyx": torch.tensor([[1.5, 0.1, 1.7, 0.2]])}

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from pix2seq_hf.data.coco import load_record
-from pix2seq_hf.data.transforms import crop_to_object
 
 
 class SampleKey(NamedTuple):
@@ -82,24 +81,23 @@ class RecordDataset(torch.utils.data.Dataset):
 
 
 class ObjectDataset(RecordDataset):
-    r"""Single objects as records of the pixels around them, looked up by [`SampleKey`].
+    r"""Single objects, looked up by [`SampleKey`]: the picture's record, and `object_index` for [`CropToObject`].
 
     Args:
         rows (`datasets.Dataset`): As [`~data.coco.read_coco`] returns it.
         objects (`Sequence[tuple[int, int]]`): Row and index of every object.
-        pad_scale (`float`): How much around the box, see [`~data.transforms.crop_to_object`].
         **options: As of [`RecordDataset`]."""
 
-    def __init__(self, rows: Any, objects: Sequence[tuple[int, int]], pad_scale: float, **options: Any):
+    def __init__(self, rows: Any, objects: Sequence[tuple[int, int]], **options: Any):
         super().__init__(rows, **options)
-        self.objects, self.pad_scale = objects, pad_scale
+        self.objects = objects
 
     def __len__(self) -> int:
         return len(self.objects)
 
     def __getitem__(self, key: SampleKey) -> tuple[SampleKey, dict[str, Any]]:
         row, index = self.objects[key.row]
-        return key, crop_to_object(self.load(row), index, self.pad_scale)
+        return key, {**self.load(row), "object_index": index}
 
 
 class TrainingCollator:

@@ -394,6 +394,26 @@ class ScaleJitter:
         return resize(record, scaled_size(record["image"].shape[-2:], self.target_size, scale))
 
 
+class CropToObject:
+    r"""Cut out the object that the record's `object_index` names, see [`crop_to_object`].
+
+    Args:
+        pad_scale (`float`): What is added to the box on each side, as a share of its height and width.
+        box_jitter (`float`): Deviation of the box's corners, in units of its height and width: a detector's boxes are
+            not as exact as people's. 0 in the reference."""
+
+    def __init__(self, pad_scale: float, box_jitter: float = 0.0):
+        if box_jitter < 0:
+            raise ValueError(f"the jitter of boxes must not be negative, got {box_jitter}")
+        self.pad_scale, self.box_jitter = pad_scale, box_jitter
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
+        if self.box_jitter:
+            rates = draw_truncated_normal(rng, tuple(record["boxes_yxyx"].shape), self.box_jitter)
+            record = {**record, "boxes_yxyx": jitter_boxes(record["boxes_yxyx"], torch.from_numpy(rates))}
+        return crop_to_object(record, record["object_index"], self.pad_scale)
+
+
 class FixedSizeCrop:
     """Crop what is larger than the target size, at a random place."""
 

@@ -116,10 +116,13 @@ class KeypointDetectionArguments(TaskArguments):
     r"""How keypoint detection is trained, one object at a time; see [`TaskArguments`] for the rest.
 
     Args:
+        box_jitter (`float`): Deviation of the corners of the boxes that are asked about, in units of their height and
+            width, so that a detector's boxes do as well; 0 in the reference.
         invisible_token_weight (`float`): Loss weight of keypoints that are not visible.
         eos_token_weight (`float`): Loss weight of padding."""
 
     use_flip: bool = False
+    box_jitter: float = 0.0
     invisible_token_weight: float = 0.1
     eos_token_weight: float = 0.0
 

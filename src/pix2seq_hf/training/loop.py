@@ -27,6 +27,7 @@ from pix2seq_hf.data.coco import CocoSplit, read_coco
 from pix2seq_hf.data.collation import ObjectDataset, RecordDataset, StreamSampler, TrainingCollator
 from pix2seq_hf.data.transforms import (
     Compose,
+    CropToObject,
     captioning_training_transforms,
     detection_training_transforms,
     keypoint_training_transforms,
@@ -235,7 +236,7 @@ def build_dataset(name: str, recipe: Recipe, split: CocoSplit, config: Pix2SeqCo
             if label in config.keypoint_labels and count and not is_crowd
         ]
         _require(objects, f"{recipe.data.split} has no object with keypoints of the labels {config.keypoint_labels}")
-        return ObjectDataset(rows, objects, TASKS[name].crop_pad_scale, **options)
+        return ObjectDataset(rows, objects, **options)
     field, what = {
         "object_detection": ("labels", "an object"),
         "instance_segmentation": ("polygons_xy", "an object with a polygon"),
@@ -417,7 +418,8 @@ def build_transforms(name: str, settings: TaskArguments, config: Pix2SeqConfig) 
         options |= {"object_order": settings.object_order}
         return segmentation_training_transforms(size, settings.max_instances_per_image, **options)
     if name == "keypoint_detection":
-        return keypoint_training_transforms(size, keypoint_pairs=config.keypoint_pairs, **options)
+        chain = keypoint_training_transforms(size, keypoint_pairs=config.keypoint_pairs, **options)
+        return Compose([CropToObject(TASKS[name].crop_pad_scale, settings.box_jitter), *chain.transforms])
     return captioning_training_transforms(size, color_jitter_strength=settings.color_jitter_strength, **options)
 
 
