@@ -3,9 +3,12 @@
 examples:
   pix2seq evaluate --model vit-b --data coco --split val2017
   pix2seq evaluate --model runs/mine/final --data coco_mini --max-images 8 --results found.json --json numbers.json
+  pix2seq evaluate --model runs/tasks/final --data coco_mini --tasks all --boxes annotated
 
-The numbers are those of pycocotools, for boxes. Objects are decoded as in the reference: every slot of every picture
-counts with its class score, there is no threshold.
+The numbers are those of pycocotools, for boxes, masks and keypoints; of captions those are counted that are word for
+word one of the annotated ones. Objects are decoded as in the reference: every slot of every picture counts with its
+class score, there is no threshold. Masks and keypoints are asked for the boxes that the model itself detects with a
+score of at least --min-score, or for the annotated ones.
 """
 
 import argparse
@@ -21,6 +24,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="a model folder, as convert and train write it")
     parser.add_argument("--data", required=True, metavar="DIR", help="COCO folder")
     parser.add_argument("--split", default="val2017", help="which annotations and pictures (default: val2017)")
+    parser.add_argument(
+        "--tasks",
+        default="object_detection",
+        metavar="TASK,TASK,...",
+        help="what is measured, or 'all' that the model was trained for (default: object_detection)",
+    )
+    parser.add_argument(
+        "--boxes",
+        choices=("detected", "annotated"),
+        default="detected",
+        help="which boxes masks and keypoints are asked for (default: detected)",
+    )
+    parser.add_argument(
+        "--min-score", type=float, default=0.05, metavar="S", help="of the boxes to ask for (default: 0.05)"
+    )
+    parser.add_argument("--greedy", action="store_true", help="the most probable words in captions, not drawn ones")
     parser.add_argument("--max-images", type=int, metavar="N", help="only the first N pictures")
     parser.add_argument(
         "--image-ids", type=_parse_ids, metavar="ID,ID,...", help="only the pictures with these ids of the annotations"
@@ -32,7 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="for the model's sampling of tokens (default: 0)"
     )
-    parser.add_argument("--results", metavar="FILE", help="write the found objects in COCO's results format")
+    parser.add_argument(
+        "--results",
+        metavar="FILE",
+        help="write what was found in COCO's results format: boxes to FILE, each other task to FILE_TASK",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the numbers")
     parser.add_argument("--quiet", action="store_true", help="no progress bar; the numbers are still printed")
 
@@ -44,26 +67,78 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise ValueError(f"--{option.replace('_', '-')} {value}: must be at least 1")
 
-    from pix2seq_hf.data.coco import read_coco
+    from pix2seq_hf.data.coco import TASK_FEATURES, load_record, read_coco
+    from pix2seq_hf.evaluation import predictions
     from pix2seq_hf.evaluation.boxes import evaluate_boxes, format_box_metrics
+    from pix2seq_hf.evaluation.captions import count_reproduced
+    from pix2seq_hf.evaluation.keypoints import evaluate_keypoints
+    from pix2seq_hf.evaluation.masks import evaluate_masks
     from pix2seq_hf.prediction import load_model
 
-    split = read_coco(args.data, args.split, args.image_ids, args.max_images)
+    wanted = list(TASK_FEATURES) if args.tasks == "all" else args.tasks.split(",")
+    for task in wanted:
+        if task not in TASK_FEATURES:
+            raise ValueError(f"--tasks: unknown task {task!r}: known are {', '.join(TASK_FEATURES)}, and all")
     model, processor = load_model(args.model, args.device)
-    start = time.perf_counter()
-    detections, malformed = detect_all(
-        model, processor, split.dataset, args.batch_size, args.seed, show_progress=not args.quiet
+    config = model.config
+    if args.tasks == "all":
+        wanted = [task for task in wanted if task in config.tasks]
+    for task in wanted:
+        if task not in config.tasks:
+            raise ValueError(
+                f"--tasks: {args.model} was not trained for {task}: its tasks are {', '.join(config.tasks)}"
+            )
+    split = read_coco(
+        args.data, args.split, args.image_ids, args.max_images, tasks=wanted, num_keypoints=config.num_keypoints
     )
-    seconds = time.perf_counter() - start
-    metrics = evaluate_boxes(split.annotations, detections)
+    found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {"num_images": len(split.dataset)}
+    start = time.perf_counter()
 
-    print(format_box_metrics(metrics))
-    pace = f"{len(split.dataset) / seconds:.2f} pictures per second"
-    print(f"{len(split.dataset)} pictures, {len(detections)} boxes, {malformed} malformed slots, {pace}")
+    asks_for_boxes = {"instance_segmentation", "keypoint_detection"} & set(wanted)
+    boxes = predictions.annotated_boxes(split.annotations)
+    if "object_detection" in wanted or (asks_for_boxes and args.boxes == "detected"):
+        detections, malformed = detect_all(
+            model, processor, split.dataset, args.batch_size, args.seed, show_progress=not args.quiet
+        )
+        boxes = detections if args.boxes == "detected" else boxes
+    if "object_detection" in wanted:
+        metrics = evaluate_boxes(split.annotations, detections)
+        numbers |= {**metrics, "num_malformed_slots": malformed, "seconds": time.perf_counter() - start}
+        found["object_detection"] = detections
+        print(format_box_metrics(metrics))
+        pace = f"{len(split.dataset) / numbers['seconds']:.2f} pictures per second"
+        print(f"{len(split.dataset)} pictures, {len(detections)} boxes, {malformed} malformed slots, {pace}")
+
+    def records():
+        return (load_record(row, config.max_points_per_object, config.num_keypoints) for row in split.dataset)
+
+    for task, ask, evaluate, truth in (
+        ("instance_segmentation", predictions.segment_all, evaluate_masks, split.annotations),
+        ("keypoint_detection", predictions.find_keypoints_all, evaluate_keypoints, split.keypoint_annotations),
+    ):
+        if task in wanted:
+            found[task] = ask(model, processor, records(), boxes, args.min_score)
+            numbers[task] = evaluate(truth, found[task])
+            shown = "  ".join(f"{name} {100 * numbers[task][name]:.1f}" for name in ("AP", "AP_50", "AP_75"))
+            print(f"{task} for {args.boxes} boxes: {shown}")
+    if "captioning" in wanted:
+        generation = {"do_sample": False} if args.greedy else {}
+        captions = predictions.caption_all(model, processor, records(), **generation)
+        references: dict[int, list[str]] = {}
+        for item in split.caption_annotations["annotations"]:
+            references.setdefault(item["image_id"], []).append(item["caption"])
+        captions = {image_id: caption for image_id, caption in captions.items() if image_id in references}
+        found["captioning"] = [{"image_id": image_id, "caption": caption} for image_id, caption in captions.items()]
+        numbers["captioning"] = count_reproduced(captions, references)
+        print("captioning: {reproduced} of {num_captions} captions word for word".format(**numbers["captioning"]))
+
     if args.results is not None:
-        Path(args.results).write_text(json.dumps(detections))
+        path = Path(args.results)
+        for task, results in found.items():
+            name = path.name if task == "object_detection" else f"{path.stem}_{task}{path.suffix}"
+            path.with_name(name).write_text(json.dumps(results))
     if args.json is not None:
-        numbers = {**metrics, "num_images": len(split.dataset), "num_malformed_slots": malformed, "seconds": seconds}
         Path(args.json).write_text(json.dumps(numbers, indent=2) + "\n")
     return 0
 
