@@ -347,10 +347,11 @@ def test_an_interrupted_run_of_all_tasks_continues(folder, tmp_path, monkeypatch
     assert [name for name in one if not one[name].equal(other[name])] == []
 
 
-def test_fine_tuning_keeps_the_tokenizer(folder, tmp_path):
+def test_fine_tuning_keeps_tokenizer_and_skeleton(folder, tmp_path):
     recipe = tiny(captioning=ALL_TASKS["captioning"], training={"steps": 3})
     final = train(recipe, folder, tmp_path / "first", show_progress=False)
-    recipe = build_recipe({**TINY, "model": {"pretrained": str(final)}, "captioning": {}})
+    recipe = build_recipe({**TINY, "model": {"pretrained": str(final)}, "captioning": {}, "keypoint_detection": {}})
+    assert parts_of(recipe, folder)[1].config.num_keypoints == 3
     tokenizer = build_caption_tokenizer(recipe, read_split(recipe, folder))
     assert (
         tokenizer.get_vocab()

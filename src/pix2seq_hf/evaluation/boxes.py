@@ -4,12 +4,11 @@ Detections are dictionaries in COCO results format (`image_id`, `category_id`, `
 `score`, as `task_object_detection.coco_results` lists them); ground truth is the content of a COCO instances file.
 """
 
-import contextlib
-import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+
+from pix2seq_hf.evaluation.coco_numbers import coco_numbers
 
 BOX_METRICS = (
     "AP", "AP_50", "AP_75", "AP_small", "AP_medium", "AP_large",
@@ -68,41 +67,7 @@ def evaluate_boxes(
     Raises:
         ValueError: If a detection belongs to a picture outside the ground truth, or has a number that is not finite.
     Source: `_CocoNonPanopticMetric._evaluate` of the reference implementation."""
-    listed = {image["id"] for image in ground_truth["images"]}
-    for detection in detections:
-        if detection["image_id"] not in listed:
-            raise ValueError(f"detection for picture {detection['image_id']}, which the ground truth does not list")
-        if not all(map(math.isfinite, (*detection["bbox"], detection["score"]))):
-            raise ValueError(
-                f"detection of picture {detection['image_id']} has a number that is not finite: "
-                f"bbox {detection['bbox']}, score {detection['score']}"
-            )
-    counted = listed if image_ids is None else listed & set(image_ids)
-    detections = [dict(item) for item in detections if item["image_id"] in counted]  # pycocotools writes into them
-    if not detections:
-        return dict.fromkeys(BOX_METRICS, 0.0)
-
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = {
-            "images": [image for image in ground_truth["images"] if image["id"] in counted],
-            # Fresh ids: pycocotools takes an object with id 0 for one that was never matched.
-            "annotations": [
-                {"iscrowd": 0, "area": item["bbox"][2] * item["bbox"][3], **item, "id": index}
-                for index, item in enumerate(ground_truth["annotations"], start=1)
-                if item["image_id"] in counted
-            ],
-            "categories": list(ground_truth["categories"]),
-        }
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(detections), iouType="bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return {name: float(value) for name, value in zip(BOX_METRICS, evaluation.stats, strict=True)}
+    return coco_numbers(ground_truth, detections, "bbox", BOX_METRICS, image_ids)
 
 
 def format_box_metrics(metrics: Mapping[str, float]) -> str:

@@ -35,12 +35,12 @@ def coco_numbers(
     listed = {image["id"] for image in ground_truth["images"]}
     for result in results:
         if result["image_id"] not in listed:
-            raise ValueError(f"result for picture {result['image_id']}, which the ground truth does not list")
+            raise ValueError(f"detection for picture {result['image_id']}, which the ground truth does not list")
         for field in ("bbox", "keypoints"):
             numbers = (*result.get(field, ()), result["score"])
             if not all(map(math.isfinite, numbers)):
                 raise ValueError(
-                    f"result of picture {result['image_id']} has a number that is not finite: "
+                    f"detection of picture {result['image_id']} has a number that is not finite: "
                     f"{field} {result.get(field)}, score {result['score']}"
                 )
     counted = listed if image_ids is None else listed & set(image_ids)

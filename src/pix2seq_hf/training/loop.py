@@ -203,6 +203,8 @@ class Meter:
 def read_split(recipe: Recipe, data: str | Path) -> CocoSplit:
     """Open the recipe's split of a COCO folder, with what its tasks need."""
     num_keypoints = len(recipe.model.config.get("keypoint_names") or COCO_KEYPOINT_NAMES)
+    if recipe.model.pretrained is not None and "keypoint_names" not in recipe.model.config:
+        num_keypoints = Pix2SeqConfig.from_pretrained(recipe.model.pretrained).num_keypoints
     return read_coco(
         data, recipe.data.split, recipe.data.image_ids, recipe.data.max_images, list(recipe.tasks), num_keypoints
     )
