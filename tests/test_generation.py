@@ -31,7 +31,7 @@ def test_greedy_follows_the_arg_max_of_the_whole_sequence(model):
     assert output.sequences.shape == (2, 16) and (output.sequences[:, 0] == 10).all()
     logits = model(pictures, decoder_input_ids=output.sequences[:, :-1]).logits
     assert (logits.argmax(-1) == output.sequences[:, 1:]).all()
-    assert len(output.sequences.unique()) > 5
+    assert len(output.sequences.unique()) > 2
 
 
 def test_class_scores_are_those_of_the_raw_logits(model):
