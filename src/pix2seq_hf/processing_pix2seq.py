@@ -79,6 +79,8 @@ class Pix2SeqProcessor(ProcessorMixin):
     Raises:
         ValueError: If the numbers of the token layout contradict each other, or labels have no token."""
 
+    skip_tensor_conversion = ["task"]
+
     def __init__(
         self,
         image_processor=None,
@@ -209,10 +211,9 @@ class Pix2SeqProcessor(ProcessorMixin):
             features = self._training_inputs(task, images, sizes, annotations, task_options or {}, rng, options)
         if return_tensors is not None:
             features = {name: self._stacked(rows) for name, rows in features.items()}
-        batch = BatchFeature(features, tensor_type=return_tensors)
         if annotations is None:
-            batch["task"] = task.name
-        return batch
+            features["task"] = task.name
+        return BatchFeature(features, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
 
     def _generation_inputs(self, task, images, sizes, boxes, labels, options) -> dict[str, Any]:
         """Pixels and prompts: lists, or tensors that are whole batches."""
