@@ -13,8 +13,8 @@ PACKAGE = ROOT / "src" / "pix2seq_hf"
 
 # The ordinary files beside the flat ones. Whatever else stands in the package folder travels with a checkpoint.
 ORDINARY = {
-    "__init__", "cli", "demo", "engine", "export", "given_boxes", "pipelines", "prediction", "registration", "results",
-    "streaming", "visualization",
+    "__init__", "cli", "demo", "engine", "export", "given_boxes", "pipelines", "prediction", "prediction_folder",
+    "registration", "results", "streaming", "visualization",
 }  # fmt: skip
 FLAT_FILES = sorted(path for path in PACKAGE.glob("*.py") if path.stem not in ORDINARY)
 FLAT_LIBRARIES = {"torch", "torchvision", "transformers", "numpy", "PIL", "pycocotools"}
@@ -37,7 +37,8 @@ MAY_IMPORT = {
     "engine": {"given_boxes", "results", "flat"},
     "streaming": {"engine", "given_boxes", "results", "flat"},
     "pipelines": {"engine", "given_boxes", "results", "streaming", "flat"},
-    "prediction": {"data", "engine", "given_boxes", "results", "streaming", "visualization", "flat"},
+    "prediction": {"data", "engine", "given_boxes", "prediction_folder", "flat"},
+    "prediction_folder": {"data", "results", "flat"},
     "export": {"flat"},
     "registration": {"flat"},
 }

@@ -1,5 +1,6 @@
 """data/pictures.py: which files are meant, the right pixels of every mode, and one line for every broken file."""
 
+import io
 import os
 import struct
 import warnings
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pix2seq_hf.data.pictures import PictureError, find_pictures, load_picture
+from pix2seq_hf.data.pictures import PictureError, expand_lists, find_pictures, load_picture
 
 RED, GREEN = (255, 0, 0), (0, 128, 0)
 
@@ -177,3 +178,16 @@ def test_damaged_exif_data_do_not_spoil_a_picture(tmp_path, two_colors):
     damaged = exif.tobytes().replace(b"MM\0*", b"M\xaf\0*")  # no longer the header that EXIF data begin with
     two_colors.save(tmp_path / "damaged.webp", exif=damaged, lossless=True)
     assert pixels_of(tmp_path / "damaged.webp").shape == (4, 8, 3)
+
+
+def test_lists_on_a_stream_are_put_in_place():
+    stream = io.BytesIO("a.jpg\n\n with space.png\r\nü.png".encode() + b"\n\xff.png")
+    names = ["a.jpg", " with space.png", "ü.png", os.fsdecode(b"\xff.png")]
+    assert expand_lists(["x.png", "-", "y"], stream) == ["x.png", *names, "y"]
+    assert expand_lists(["-"], io.BytesIO()) == []
+    with pytest.raises(ValueError, match="only one"):
+        expand_lists(["-", "-"], io.BytesIO())
+
+
+def test_the_stream_is_not_touched_without_need():
+    assert expand_lists(["a", "b"], None) == ["a", "b"]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pix2seq_hf import cli, prediction
+from pix2seq_hf import cli, engine
 from pix2seq_hf.configuration_pix2seq import Pix2SeqConfig
 from pix2seq_hf.generation_pix2seq import build_generation_config
 from pix2seq_hf.modeling_pix2seq import Pix2SeqForConditionalGeneration
-from pix2seq_hf.prediction import DetectionFolder, JsonList, cut_to_picture, number_pictures
+from pix2seq_hf.prediction_folder import number_pictures
 from pix2seq_hf.processing_pix2seq import Pix2SeqProcessor
 
 NAMES = {1: "person", 3: "car", 18: "dog"}
@@ -74,7 +74,9 @@ def test_folder_of_pictures(model_folder, pictures, tmp_path, capfd):
     captured = capfd.readouterr()
     assert captured.out.startswith("3 pictures, ") and captured.out.count("\n") == 1
     assert "3/3" in captured.err and "Warning" not in captured.err and "Loading" not in captured.err
-    assert {path.name for path in output.iterdir()} == {"a.png", "b.png", "c.png", "results.json", "images.json"}
+    assert {path.name for path in output.iterdir()} == {
+        *("a.png", "b.png", "c.png", "results.jsonl", "results.json", "images.json", "run.json")
+    }
     index = read(output / "images.json")
     assert index["categories"] == [{"id": label, "name": name} for label, name in NAMES.items()]
     assert [entry["id"] for entry in index["images"]] == [1, 2, 3]
@@ -113,7 +115,10 @@ def test_objects_are_those_of_generate(model_folder, pictures, tmp_path):
         [expected] = processor.post_process_generation(
             model.generate(**inputs), task="object_detection", target_sizes=[(image.height, image.width)]
         )
-    expected = cut_to_picture(expected, image.size)
+    width, height = image.size
+    expected["boxes"] = expected["boxes"].clamp(min=0).minimum(torch.tensor([width, height, width, height]))
+    has_area = (expected["boxes"][:, 2:] > expected["boxes"][:, :2]).all(-1)
+    expected = {name: expected[name][has_area] for name in ("scores", "labels", "boxes")}
     predict(model_folder, tmp_path / "out", pictures / "b.png", seed=7)
     results = read(tmp_path / "out" / "results.json")
     assert len(results) == len(expected["labels"]) > 0
@@ -169,17 +174,22 @@ def test_extreme_shapes(model_folder, tmp_path, size):
     assert Image.open(tmp_path / "out" / "thin.png").size == size
 
 
-def test_interruption_keeps_what_is_done(model_folder, pictures, tmp_path, monkeypatch, capfd):
-    detect = prediction.detect
+def interrupt_after(monkeypatch, num_batches):
+    """Let Ctrl-C be pressed when as many batches are done."""
+    run_tasks = engine.run_tasks
     calls = []
 
-    def detect_once(*args):
-        if calls:
+    def run_some(*args):
+        if len(calls) == num_batches:
             raise KeyboardInterrupt
         calls.append(args)
-        return detect(*args)
+        return run_tasks(*args)
 
-    monkeypatch.setattr(prediction, "detect", detect_once)
+    monkeypatch.setattr(engine, "run_tasks", run_some)
+
+
+def test_interruption_keeps_what_is_done(model_folder, pictures, tmp_path, monkeypatch, capfd):
+    interrupt_after(monkeypatch, 1)
     (pictures / "a0.jpg").touch()
     assert predict(model_folder, tmp_path / "out", pictures, batch_size=2) == 130
     captured = capfd.readouterr()
@@ -258,7 +268,11 @@ def test_unusable_models_are_one_line(model_folder, pictures, tmp_path, capfd, n
 
 
 @pytest.mark.parametrize(
-    "options", [{"threshold": 1.5}, {"batch_size": 0}, {"max_objects": 0}, {"device": "cuda:99"}, {"device": "abacus"}]
+    "options",
+    [
+        *({"threshold": 1.5}, {"batch_size": 0}, {"max_objects": 0}, {"max_points": 2}, {"num_samples": 0}),
+        *({"num_captions": 0}, {"frame_step": 0}, {"device": "cuda:99"}, {"device": "abacus"}),
+    ],
 )
 def test_impossible_options_are_one_line(model_folder, pictures, tmp_path, capfd, options):
     assert predict(model_folder, tmp_path / "out", pictures, **options) == 2
@@ -273,16 +287,6 @@ def test_output_that_is_a_file(model_folder, pictures, tmp_path, capfd):
     assert capfd.readouterr().err == f"pix2seq predict: error: {tmp_path / 'out'}: File exists\n"
 
 
-def test_json_list_is_complete_after_every_step(tmp_path):
-    entries = JsonList(tmp_path / "list.json", '{"é": [', "]}\n")
-    assert read(tmp_path / "list.json") == {"é": []}
-    entries.append([])
-    entries.append([{"a": 1}, {"b": "ü\n"}])
-    assert read(tmp_path / "list.json") == {"é": [{"a": 1}, {"b": "ü\n"}]}
-    entries.append([{"c": 3}])
-    assert read(tmp_path / "list.json")["é"][2] == {"c": 3}
-
-
 def test_ids_come_from_names_as_in_coco(tmp_path):
     def ids(*names):
         return list(number_pictures([tmp_path / name for name in names]).values())
@@ -293,20 +297,7 @@ def test_ids_come_from_names_as_in_coco(tmp_path):
     assert ids("²³.jpg", "5.jpg") == [1, 2]
 
 
-def test_boxes_are_cut_to_the_picture():
-    boxes = torch.tensor([[-5.0, 10.0, 50.0, 200.0], [20.0, 20.0, 10.0, 30.0], [120.0, 10.0, 150.0, 20.0]])
-    detections = {"boxes": boxes, "labels": torch.tensor([1, 2, 3]), "scores": torch.rand(3), "malformed": {}}
-    cut = cut_to_picture(detections, (100, 80))
-    assert cut["boxes"].tolist() == [[0, 10, 50, 80]] and cut["labels"].tolist() == [1]
-    assert boxes[0, 0] == -5
-
-
 def test_weights_of_nobody_are_never_downloaded(tmp_path, pictures, capfd):
     """A model is a folder: a name that looks like one of a hub is not asked for anywhere."""
     assert predict("google/pix2seq", tmp_path / "out", pictures) == 2
     assert "google/pix2seq: is no model folder" in capfd.readouterr().err
-
-
-def test_drawing_folder_marks_its_files(tmp_path):
-    folder = DetectionFolder(str(tmp_path / "deep" / "out"), [], NAMES)
-    assert folder.free_name("a").name == "a.png" and folder.free_name("a").name == "a-2.png"

@@ -1,46 +1,73 @@
-"""Find the objects in pictures.
+"""Look at pictures and videos: objects with masks and keypoints, and captions, as the model was trained to find them.
 
 examples:
   pix2seq predict street.jpg --model vit-b --output found
   pix2seq predict holiday/ "archive/**/*.png" --model vit-b --output found --threshold 0.5 --batch-size 8
+  pix2seq predict street.jpg --model all-tasks --output found --tasks object_detection,captioning --classes person,dog
+  pix2seq predict street.jpg --model all-tasks --output masks --tasks instance_segmentation --boxes found/results.json
+  pix2seq predict walk.mp4 --frame-step 10 --model vit-b --output walk
+  find archive -name "*.jpg" | pix2seq predict - --model vit-b --output found --resume
   pix2seq predict val2017/ --model vit-b --output found --threshold 0     (everything, for measuring)
 
 In the output folder:
-  NAME.png      every picture with its boxes, class names and scores
-  results.json  the objects in COCO's results format: image_id, category_id, bbox (x, y, width, height), score
-  images.json   which file each image_id is, and which name each category_id has, as a COCO file without annotations,
-                so that pycocotools reads both: COCO("images.json").loadRes("results.json"); also the names of the
-                drawings, and what was malformed in what the model wrote
+  NAME.png        every picture with its boxes, masks, skeletons, class names and scores, and its captions below;
+                  of a frame NAME-NUMBER.png
+  results.jsonl   one line per picture, written as soon as it is known: file, size, objects, captions
+  results.json    the objects in COCO's results format: image_id, category_id, bbox (x, y, width, height), score,
+                  and segmentation (run lengths) where masks were asked for
+  keypoints.json  the keypoints in COCO's results format, where asked for
+  captions.json   the captions in COCO's results format, where asked for
+  images.json     which file each image_id is, and which name each category_id has, as a COCO file without annotations,
+                  so that pycocotools reads both: COCO("images.json").loadRes("results.json"); also the names of the
+                  drawings, and what was malformed in what the model wrote
+  run.json        the options, which --resume compares
 
 An image_id is the number that a file is named after, as in COCO, if all are; else pictures are numbered from 1.
-Both JSON files are complete after every batch, so nothing is lost when the command is interrupted. A file that is no
-usable picture is left out and named at the end, and the exit code is then 1.
+The COCO files are made of the lines at the end, also after Ctrl-C. After anything worse, --resume goes on with what is
+missing and makes them then. A file that is no usable picture is left out and named at the end, and the exit code is
+then 1.
 """
 
 import argparse
+import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
-from .data.pictures import MAX_PIXELS, PictureError, find_pictures, load_picture
-from .visualization import draw_detections
+from .data.pictures import MAX_PIXELS, PictureError, expand_lists, find_pictures
+from .data.video import Source, find_reader, is_video, list_sources
 
-SIGNATURE = "pix2seq_hf"  # in the "Software" entry of our PNG files: only those are ever written over
+# What results depend on: a run is only continued with the same.
+KEPT_OPTIONS = (
+    *("model", "tasks", "threshold", "classes", "max_objects", "max_points", "num_samples", "num_captions"),
+    *("allowed_words", "stop_when_noise", "greedy", "boxes", "frame_step", "seed"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `pix2seq predict`."""
     parser.add_argument(
-        "pictures", nargs="+", metavar="PICTURE", help="a file, a folder, or a quoted pattern such as '*.jpg'"
+        "pictures",
+        nargs="+",
+        metavar="PICTURE",
+        help="a picture, a video, a folder, a quoted pattern such as '*.jpg', or - for a list on standard input",
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="a model folder, as convert and train write it")
     parser.add_argument("--output", required=True, metavar="DIR", help="where the results go; made if it is missing")
+    parser.add_argument(
+        "--tasks",
+        default="all",
+        metavar="A,B",
+        help="object_detection, instance_segmentation, keypoint_detection, captioning, or all that the model was "
+        "trained for (default: all)",
+    )
     parser.add_argument(
         "--threshold",
         type=float,
@@ -48,13 +75,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SCORE",
         help="leave out objects of a lower score (default: 0.3)",
     )
-    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="pictures at once (default: 4)")
+    parser.add_argument("--classes", metavar="A,B", help="names or ids of the classes to detect (default: all)")
+    parser.add_argument(
+        "--boxes",
+        metavar="FILE",
+        help="objects to ask about in place of detected ones: COCO results, such as results.json of an earlier run",
+    )
     parser.add_argument(
         "--max-objects",
         type=int,
         metavar="N",
         help="objects to write per picture; fewer is faster (default: the model's)",
     )
+    parser.add_argument("--max-points", type=int, metavar="N", help="points per outline (default: the model's)")
+    parser.add_argument(
+        "--num-samples",
+        type=int,
+        metavar="N",
+        help="outlines per object, averaged into its mask (default: the model's)",
+    )
+    parser.add_argument("--num-captions", type=int, default=1, metavar="N", help="captions per picture (default: 1)")
+    parser.add_argument("--allowed-words", metavar="A,B", help="words that captions may be made of (default: all)")
+    parser.add_argument(
+        "--stop-when-noise", action="store_true", help="end detection at what the model takes for noise; faster"
+    )
+    parser.add_argument(
+        "--greedy", action="store_true", help="always write the likeliest token instead of drawing one by chance"
+    )
+    parser.add_argument(
+        "--frame-step", type=int, default=1, metavar="N", help="of videos, every N-th frame (default: 1)"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what an earlier run with the same options left in --output, go on"
+    )
+    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="pictures at once (default: 4)")
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the accelerator if there is one)"
     )
@@ -70,11 +124,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what the options say and return the exit code: 0, or 1 if a picture was left out."""
     check_options(args)
-    paths, problems = find_pictures(args.pictures)
+    paths, problems = find_pictures(expand_lists(args.pictures, getattr(sys.stdin, "buffer", sys.stdin)))
+    for path in filter(is_video, paths):
+        find_reader(str(path))
+    given = None if args.boxes is None else GivenBoxes(args.boxes)
     model, processor = load_model(args.model, args.device)
-    output = DetectionFolder(args.output, paths, model.config.id2label)
+    options = task_options(args, model, processor, given is not None)
+
+    from .prediction_folder import PredictionFolder
+
+    kept = {name: getattr(args, name) for name in KEPT_OPTIONS}
+    kept |= {name: os.path.realpath(kept[name]) for name in ("model", "boxes") if kept[name] is not None}
+    output = PredictionFolder(args.output, paths, model.config.id2label, kept, args.resume)
     try:
-        predict(args, paths, model, processor, output, problems)
+        predict(args, paths, model, processor, options, output, problems, given)
+        if given is not None and paths and not given.was_used:
+            problems.append(f"{args.boxes}: has no boxes for any of the pictures")
     finally:  # also when interrupted
         for problem in problems:
             print(f"pix2seq predict: left out: {problem}", file=sys.stderr)
@@ -86,46 +151,198 @@ def predict(
     paths: list[Path],
     model: Any,
     processor: Any,
-    output: "DetectionFolder",
+    options: Any,
+    output: Any,
     problems: list[str],
+    given: "GivenBoxes | None" = None,
 ) -> None:
     """Go through the pictures in batches; what is wrong with a picture is appended to `problems` as one line."""
-    import torch  # here and below only when needed: --help and wrong options should not wait for it
-    from tqdm import tqdm
+    from tqdm import tqdm  # here and below only when needed: --help and wrong options should not wait for it
 
-    torch.manual_seed(args.seed)
-    start, objects = time.monotonic(), 0
-    with tqdm(total=len(paths), unit="picture", disable=args.quiet, dynamic_ncols=True) as bar:
+    from .engine import run_tasks
+    from .prediction_folder import key_of
+
+    start = time.monotonic()
+    numbers = itertools.count(1)
+    ids = number_all(paths)
+    total = None if ids is None else len(paths)
+    with tqdm(total=total, unit="picture", disable=args.quiet, dynamic_ncols=True) as bar:
         try:
-            for first in range(0, len(paths), args.batch_size):
-                batch = []
-                for path in paths[first : first + args.batch_size]:
-                    try:
-                        batch.append((path, load_picture(path, args.max_pixels)))
-                    except PictureError as error:
-                        problems.append(str(error))
-                        bar.update()
-                images = [image for _, image in batch]
-                found = detect(model, processor, images, args.threshold, args.max_objects) if images else []
-                for (path, image), detections in zip(batch, found):
-                    output.write(path, image, detections)
-                    objects += len(detections["labels"])
-                    bar.set_postfix_str(f"{objects} objects", refresh=False)
+            for chunk in batched(list_sources(paths, problems, args.max_pixels, args.frame_step), args.batch_size):
+                image_ids = [next(numbers) if ids is None else ids[source.path] for source in chunk]
+                batch = load_batch(chunk, image_ids, output.finished, problems, processor, given, args.threshold)
+                bar.update(len(chunk) - len(batch))
+                if not batch:
+                    continue
+                boxes = [objects for *_, objects in batch]
+                results = run_tasks(model, processor, [image for _, _, image, _ in batch], options, boxes)
+                for (source, image_id, _, _), result in zip(batch, results):
+                    if key_of(source) not in output.finished:
+                        output.write(source, image_id, result)
+                    bar.set_postfix_str(f"{output.num_objects} objects", refresh=False)
                     bar.update()
         finally:
             bar.close()
+            output.finish()
             if not args.quiet:
-                print(output.summary(objects, time.monotonic() - start))
+                print(output.summary(time.monotonic() - start))
+
+
+def batched(sources: Iterator[Source], size: int) -> Iterator[list[Source]]:
+    """Lists of `size` sources, the last one shorter."""
+    while chunk := list(itertools.islice(sources, size)):
+        yield chunk
+
+
+def number_all(paths: Sequence[Path]) -> dict[Path, int] | None:
+    """The id of each picture, or `None` where a video's frames are counted too."""
+    from .prediction_folder import number_pictures
+
+    return None if any(map(is_video, paths)) else number_pictures(paths)
+
+
+def load_batch(
+    chunk: Sequence[Source],
+    image_ids: Sequence[int],
+    finished: Mapping[Any, int],
+    problems: list[str],
+    processor: Any,
+    given: "GivenBoxes | None",
+    threshold: float,
+) -> list[tuple[Source, int, Image.Image, Any]]:
+    r"""Decode a batch and find the boxes to ask about.
+
+    A batch that an earlier run has finished is empty. One that it has begun is whole, because what a model writes by
+    chance depends on the batch: so a run that was interrupted ends with the results that it would have had.
+
+    Returns:
+        `list[tuple]`: Source, id, picture, and boxes or `None`, of those that can be used."""
+    from .prediction_folder import key_of
+
+    missing = [number for number, source in enumerate(chunk) if key_of(source) not in finished]
+    loaded: dict[int, tuple[Image.Image, Any]] = {}
+    for number in [*missing, *(number for number in range(len(chunk)) if number not in missing)]:
+        if number not in missing and not loaded:
+            break
+        source, image_id = chunk[number], image_ids[number]
+        try:
+            image = source.load()
+            boxes = None if given is None else given.of(source, image_id, image, processor, threshold)
+            loaded[number] = image, boxes
+        except PictureError as error:
+            if number in missing:
+                problems.append(str(error))
+    return [(chunk[number], image_ids[number], *loaded[number]) for number in sorted(loaded)]
+
+
+class GivenBoxes:
+    r"""Objects of an earlier run, in COCO's results format.
+
+    Pictures are found by the names in the `images.json` beside the file, if there is one, else by their ids.
+
+    Args:
+        path (`str`): A JSON list of `image_id`, `category_id`, `bbox` and, if known, `score`.
+    Raises:
+        ValueError: If it is not such a list.
+        OSError: If it cannot be read."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self.was_used = False
+        self.by_id: dict[int, list[dict]] = {}
+        entries = self._read(Path(path))
+        if not isinstance(entries, list):
+            raise ValueError(f"{path}: is no list of COCO results")
+        for number, entry in enumerate(entries):
+            if not isinstance(entry, dict) or not {"image_id", "bbox", "category_id"} <= entry.keys():
+                raise ValueError(f"{path}: entry {number} lacks image_id, bbox or category_id")
+            self.by_id.setdefault(entry["image_id"], []).append(entry)
+        index = Path(path).with_name("images.json")
+        self.ids: dict[tuple[str, int | None], int | None] | None = None
+        if index.is_file():
+            self.ids = {}
+            for image in self._read(index)["images"]:
+                name, frame = image["file_name"], image.get("frame")
+                self.ids[os.path.abspath(name), frame] = image["id"]
+                # Pictures may have been moved since: then the bare name tells them, if it is the only one.
+                bare = os.path.basename(name), frame
+                self.ids[bare] = None if bare in self.ids else image["id"]
+
+    def _read(self, path: Path) -> Any:
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: is not JSON ({error})") from None
+
+    def of(self, source: Source, image_id: int, image: Image.Image, processor: Any, threshold: float) -> Any:
+        r"""The objects of one picture of a score of at least `threshold`, those without a score included.
+
+        Raises:
+            PictureError: If a box cannot be used; boxes that reach outside are cut, which is said."""
+        from .given_boxes import read_boxes
+
+        if self.ids is not None:
+            names = os.path.abspath(source.path), source.path.name
+            image_id = next((self.ids[name, source.frame] for name in names if (name, source.frame) in self.ids), None)
+        entries = self.by_id.get(image_id, [])
+        self.was_used = self.was_used or bool(entries)
+        where = str(source.path) if source.frame is None else f"{source.path}, frame {source.frame}"
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                entries = [entry for entry in entries if float(entry.get("score") or 1.0) >= threshold]
+                boxes = read_boxes((image.height, image.width), processor.vocabulary, objects=entries)
+            except (ValueError, TypeError) as error:
+                raise PictureError(f"{where}: {self.path}: {error}") from None
+        for warning in caught:
+            print(f"pix2seq predict: {where}: {warning.message}", file=sys.stderr)
+        return boxes
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Raise ValueError for a number that makes no sense, naming the option."""
+    """Raise ValueError for options that make no sense, naming them."""
     if not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold {args.threshold}: a score lies between 0 and 1")
-    for option in ("batch_size", "max_objects", "max_pixels"):
-        value = getattr(args, option)
-        if value is not None and value < 1:
-            raise ValueError(f"--{option.replace('_', '-')} {value}: must be at least 1")
+    counts = ("batch_size", "max_objects", "max_points", "num_samples", "num_captions", "frame_step", "max_pixels")
+    for option in counts:
+        value, least = getattr(args, option), 3 if option == "max_points" else 1
+        if value is not None and value < least:
+            raise ValueError(f"--{option.replace('_', '-')} {value}: must be at least {least}")
+    for option in ("num_samples", "num_captions"):
+        if args.greedy and (getattr(args, option) or 1) > 1:
+            value = getattr(args, option)
+            raise ValueError(f"--{option.replace('_', '-')} {value}: with --greedy all of them would be the same")
+    if args.boxes is not None:
+        for option in ("classes", "max_objects"):
+            if getattr(args, option) is not None:
+                raise ValueError(f"--{option.replace('_', '-')} is for detection, and --boxes takes its place")
+
+
+def task_options(args: argparse.Namespace, model: Any, processor: Any, has_boxes: bool) -> Any:
+    """The [`TaskOptions`] of the command's options; raises ValueError for what the model cannot do."""
+    from .engine import TaskOptions, TaskRun
+    from .given_boxes import Boxes
+
+    def names(text: str | None) -> list[str] | None:
+        return None if text is None else [name for name in (part.strip() for part in text.split(",")) if name]
+
+    classes = names(args.classes)
+    options = TaskOptions(
+        tasks=args.tasks,
+        threshold=args.threshold,
+        classes=classes and [int(name) if name.isdecimal() else name for name in classes],
+        max_objects=args.max_objects,
+        max_points=args.max_points,
+        num_samples=args.num_samples,
+        num_captions=args.num_captions,
+        allowed_words=names(args.allowed_words),
+        generate_kwargs={"do_sample": False} if args.greedy else {},
+        seed=args.seed,
+        stop_when_noise=args.stop_when_noise,
+    )
+    # Checks all of it now: nothing is written, and nothing of an earlier run lost, before a wrong option is named.
+    TaskRun(model, processor, [Image.new("RGB", (1, 1))], options, [Boxes.empty()] if has_boxes else None)
+    return options
 
 
 def choose_device(name: str):
@@ -186,140 +403,3 @@ def load_model(folder: str, device: str = "auto"):
     if missing:
         raise ValueError(f"{folder}: {len(missing)} weights are missing or do not fit, the first is {missing[0]}")
     return model.to(device).eval(), Pix2SeqProcessor.from_pretrained(folder)
-
-
-def detect(
-    model: Any, processor: Any, images: Sequence[Image.Image], threshold: float = 0.0, max_objects: int | None = None
-) -> list[dict[str, Any]]:
-    r"""Detect the objects in a batch of pictures.
-
-    Args:
-        model (`Pix2SeqForConditionalGeneration`): On any device.
-        processor (`Pix2SeqProcessor`): That of the model.
-        images (`Sequence[PIL.Image.Image]`): Upright RGB pictures of any sizes.
-        threshold (`float`): Objects of a lower score are left out.
-        max_objects (`int`, *optional*): Objects to write per picture, by default what the model was saved with.
-    Returns:
-        `list[dict]`, per picture: `scores` `(num_objects,)`, `labels` `(num_objects,)`, `boxes` `(num_objects, 4)` as
-        `left, top, right, bottom` in pixels, cut to the picture, boxes without area left out; `malformed` the kinds of
-        malformed slots in the generated sequence with their numbers."""
-    inputs = processor(images=list(images), task="object_detection", return_tensors="pt").to(model.device)
-    limit = {} if max_objects is None else {"max_new_tokens": 5 * max_objects}
-    output = model.generate(**inputs, **limit)
-    target_sizes = [(image.height, image.width) for image in images]
-    results = processor.post_process_generation(
-        output, task="object_detection", target_sizes=target_sizes, threshold=threshold
-    )
-    return [cut_to_picture(result, image.size) for result, image in zip(results, images)]
-
-
-def cut_to_picture(detections: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """Cut `boxes` to a picture of `size` (width, height) and leave out objects whose box then has no area."""
-    width, height = size
-    boxes_xyxy = detections["boxes"].clone()
-    boxes_xyxy[:, 0::2] = boxes_xyxy[:, 0::2].clamp(0, width)
-    boxes_xyxy[:, 1::2] = boxes_xyxy[:, 1::2].clamp(0, height)
-    has_area = ((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) > 0).all(-1)
-    return {
-        "scores": detections["scores"][has_area],
-        "labels": detections["labels"][has_area],
-        "boxes": boxes_xyxy[has_area],
-        "malformed": detections["malformed"],
-    }
-
-
-class JsonList:
-    """A JSON file that ends in a list and is complete after every [`append`], however long the list gets."""
-
-    def __init__(self, path: Path, head: str = "[", tail: str = "]\n"):
-        """Start the file anew: `head` opens the list and `tail` closes it."""
-        self.path, self.tail = path, tail
-        self.is_empty = True
-        self.end = len(head.encode())
-        path.write_text(head + tail, encoding="utf-8")
-
-    def append(self, entries: Iterable[Mapping[str, Any]]) -> None:
-        """Add entries, one per line."""
-        text = ""
-        for entry in entries:
-            text += ("\n" if self.is_empty else ",\n") + json.dumps(entry)
-            self.is_empty = False
-        if text:
-            with open(self.path, "r+b") as file:
-                file.seek(self.end)
-                file.write((text + "\n" + self.tail).encode())  # in one piece: over the old tail
-            self.end += len(text.encode())
-
-
-class DetectionFolder:
-    r"""The output folder: one PNG per picture, `results.json` and `images.json`, written as results come.
-
-    Args:
-        folder (`str`): Made if it is missing.
-        paths (`Sequence[Path]`): All pictures that may come; they decide about ids and are never written over.
-        names (`Mapping[int, str]`): Name of each label id.
-    Raises:
-        OSError: If the folder cannot be made."""
-
-    def __init__(self, folder: str, paths: Sequence[Path], names: Mapping[int, str]):
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.names = names
-        self.image_ids = number_pictures(paths)
-        self.taken = {os.path.realpath(path) for path in paths}
-        self.num_pictures = 0
-        self.results = JsonList(self.folder / "results.json")
-        categories = [{"id": int(label), "name": name} for label, name in sorted(names.items())]
-        head = '{"info": {},\n"categories": ' + json.dumps(categories) + ',\n"images": ['
-        self.images = JsonList(self.folder / "images.json", head, "]}\n")
-
-    def write(self, path: Path, image: Image.Image, detections: Mapping[str, Any]) -> None:
-        """Save one picture and its objects: the drawing, then the two lists."""
-        from .task_object_detection import coco_results
-
-        boxes_xyxy, labels, scores = (detections[key].cpu() for key in ("boxes", "labels", "scores"))
-        target = self.free_name(path.stem)
-        metadata = PngImagePlugin.PngInfo()
-        metadata.add_text("Software", SIGNATURE)
-        drawing = draw_detections(image, boxes_xyxy, labels, scores, self.names)
-        drawing.save(target, pnginfo=metadata, compress_level=4)  # half the time of the default, about the same size
-        image_id = self.image_ids[path]
-        self.results.append(coco_results(image_id, labels, scores, boxes_xyxy[:, [1, 0, 3, 2]]))
-        entry = {"id": image_id, "file_name": path.as_posix(), "width": image.width, "height": image.height}
-        self.images.append([{**entry, "drawing": target.name, "malformed": detections["malformed"]}])
-        self.num_pictures += 1
-
-    def free_name(self, stem: str) -> Path:
-        """A PNG file for a picture of that name: not used in this run, and not somebody else's file."""
-        number = 1
-        while True:
-            target = self.folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
-            key = os.path.realpath(target)
-            if key not in self.taken and (not target.exists() or is_ours(target)):
-                self.taken.add(key)
-                return target
-            number += 1
-
-    def summary(self, num_objects: int, seconds: float) -> str:
-        """What was done, in one line."""
-        done = f"{self.num_pictures} picture{'s' * (self.num_pictures != 1)}"
-        found = f"{num_objects} object{'s' * (num_objects != 1)}"
-        pace = f", {seconds / self.num_pictures:.2f} s per picture" if self.num_pictures else ""
-        return f"{done}, {found}{pace}: {self.folder} (PNG, results.json, images.json)"
-
-
-def number_pictures(paths: Sequence[Path]) -> dict[Path, int]:
-    """An id for each picture: the number it is named after if that is so for all and no two share one, else 1, 2, 3."""
-    stems = [path.stem for path in paths]
-    if all(stem.isascii() and stem.isdigit() for stem in stems) and len({int(stem) for stem in stems}) == len(stems):
-        return {path: int(path.stem) for path in paths}
-    return {path: number for number, path in enumerate(paths, start=1)}
-
-
-def is_ours(path: Path) -> bool:
-    """Whether a file is a PNG that this command wrote."""
-    try:
-        with Image.open(path) as image:
-            return image.info.get("Software") == SIGNATURE
-    except (OSError, ValueError, SyntaxError):
-        return False

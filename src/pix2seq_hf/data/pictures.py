@@ -5,9 +5,10 @@ import os
 import stat
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
@@ -57,6 +58,28 @@ def find_pictures(sources: Iterable[str | os.PathLike]) -> tuple[list[Path], lis
     return list(found.values()), problems
 
 
+def expand_lists(sources: Sequence[str | os.PathLike], stream: BinaryIO) -> list[str]:
+    r"""Put the names that a stream lists, one per line, in the place of `-`.
+
+    Args:
+        sources (`Sequence[str | os.PathLike]`): Names as a user gave them.
+        stream (`BinaryIO`): Standard input, read to its end if there is a `-`.
+    Returns:
+        `list[str]`: Names, empty lines left out.
+    Raises:
+        ValueError: If there is more than one `-`."""
+    if sum(os.fspath(source) == "-" for source in sources) > 1:
+        raise ValueError("'-' stands for the list on standard input: there is only one")
+    names = []
+    for source in map(os.fspath, sources):
+        if source == "-":
+            lines = (os.fsdecode(line).rstrip("\r\n") for line in stream)
+            names += [line for line in lines if line.strip()]
+        else:
+            names.append(source)
+    return names
+
+
 def load_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a picture file completely, turned upright, as 8-bit RGB.
 
@@ -70,7 +93,7 @@ def load_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image
     from pix2seq_hf.image_processing_pix2seq import load_rgb_image  # only now: it brings torch and transformers
 
     name = os.fspath(path)
-    _check_file(name)
+    check_file(name)
     try:
         with _header_limit(max_pixels):
             image = Image.open(name)
@@ -97,7 +120,7 @@ def load_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image
             raise PictureError(f"{name}: {_reason(error)}") from None
 
 
-def _check_file(name: str) -> None:
+def check_file(name: str) -> None:
     """Raise `PictureError` unless `name` is a file with something in it; a pipe or device is never opened."""
     try:
         status = os.stat(name)
