@@ -74,7 +74,7 @@ def test_keypoints_look_at_cuts(processor, pictures):
 
 def test_cuts_of_every_kind_of_picture(processor):
     """Paths, turned pictures, gray and transparent ones, arrays and tensors are cut upright, in the right place."""
-    array = np.asarray(noise_picture(40, 50))
+    array = np.array(noise_picture(40, 50))
     options = {"task": "keypoint_detection", "boxes": [[10, 5, 40, 25]], "labels": [1], "return_tensors": "pt"}
     expected = processor(noise_picture(40, 50), **options)["pixel_values"]
     floats = torch.from_numpy(array).permute(2, 0, 1).float()
