@@ -330,3 +330,8 @@ def test_choice_of_rows_keeps_whole_pictures():
     rows, pictures = choose_rows(finished[6:], 1)
     assert rows.tolist() == [0, 2] and pictures.tolist() == [0]
     assert len(choose_rows(torch.ones(4, dtype=torch.bool), 2)[0]) == 0
+
+
+def test_no_prompts_give_no_sequences(model):
+    output = model.generate(make_pictures(), decoder_input_ids=torch.zeros(2, 0, 6, dtype=torch.long))
+    assert output.sequences.shape == (0, 6)

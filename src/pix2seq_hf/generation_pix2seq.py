@@ -5,7 +5,13 @@ from collections.abc import Iterable
 import torch
 from transformers import GenerationConfig
 from transformers.cache_utils import EncoderDecoderCache
-from transformers.generation import GenerationMixin, LogitsProcessorList, StoppingCriteriaList, TopPLogitsWarper
+from transformers.generation import (
+    GenerateEncoderDecoderOutput,
+    GenerationMixin,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+    TopPLogitsWarper,
+)
 
 from .decoding_pix2seq import (
     ClassRecorder,
@@ -94,6 +100,9 @@ class Pix2SeqGenerationMixin(GenerationMixin):
         if prompts is not None and prompts.ndim == 3:
             kwargs["decoder_input_ids"] = prompts = prompts.flatten(0, 1)  # (batch * sequences, length)
         task = self._find_task(task)
+        if prompts is not None and not len(prompts):  # pictures without objects to ask about
+            returns_dict = kwargs.get("return_dict_in_generate", self.generation_config.return_dict_in_generate)
+            return GenerateEncoderDecoderOutput(sequences=prompts) if returns_dict else prompts
         if prompts is not None and task is not None:
             prompt_token = task.prompt_id  # the first prompt may be padding, where the first picture has no boxes
         elif prompts is not None:
