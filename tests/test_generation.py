@@ -335,3 +335,14 @@ def test_choice_of_rows_keeps_whole_pictures():
 def test_no_prompts_give_no_sequences(model):
     output = model.generate(make_pictures(), decoder_input_ids=torch.zeros(2, 0, 6, dtype=torch.long))
     assert output.sequences.shape == (0, 6)
+
+
+def test_greedy_decoding_of_a_task_with_samples_writes_each_row_once(model):
+    settings = model.generation_config.task_settings["10"]
+    settings["num_return_sequences"] = 4
+    try:
+        assert model.generate(make_pictures(), max_new_tokens=3).sequences.shape == (8, 4)
+        assert model.generate(make_pictures(), max_new_tokens=3, do_sample=False).sequences.shape == (2, 4)
+        assert model.generate(make_pictures(), max_new_tokens=3, num_beams=2).sequences.shape == (2, 4)
+    finally:
+        del settings["num_return_sequences"]

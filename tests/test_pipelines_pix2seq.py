@@ -451,3 +451,8 @@ def test_boxes_as_they_were_written(look, picture):
 
 def test_configuration_of_these_tests():
     assert multitask_config().tasks == list(ALL)
+
+
+def test_no_boxes_need_no_labels(look, picture):
+    result = look(picture, tasks=ALL[1:3], boxes=[])
+    assert result.objects == []

@@ -19,10 +19,10 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "predict": Command("pix2seq_hf.prediction", "find the objects in pictures, draw them, write COCO results"),
+    "predict": Command("pix2seq_hf.prediction", "find boxes, masks, keypoints and captions in pictures, and draw them"),
     "convert": Command("pix2seq_hf.conversion.convert", "turn a released TensorFlow checkpoint into a model folder"),
     "train": Command("pix2seq_hf.training.command", "train or fine-tune a model on a COCO folder"),
-    "evaluate": Command("pix2seq_hf.evaluation.command", "measure a model's average precision on a COCO folder"),
+    "evaluate": Command("pix2seq_hf.evaluation.command", "measure boxes, masks, keypoints, captions on a COCO folder"),
     "demo": Command("pix2seq_hf.demo", "train on drawn pictures and detect in a new one, offline, in minutes"),
 }
 
@@ -72,7 +72,7 @@ def overview() -> str:
     commands = "\n".join(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items())
     return (
         "usage: pix2seq COMMAND ...\n\n"
-        "Pix2Seq: object detection by a model that writes boxes as a sequence of tokens.\n\n"
+        "Pix2Seq: boxes, masks, keypoints and captions by a model that writes them as one sequence of tokens.\n\n"
         f"{EXAMPLES}\ncommands:\n{commands}\n\n"
         "options:\n  -h, --help  show this page\n  --version   show the versions of this package and its libraries\n\n"
         f"{EXIT_CODES}"

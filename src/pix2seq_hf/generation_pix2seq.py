@@ -244,7 +244,7 @@ class Pix2SeqGenerationMixin(GenerationMixin):
         if (chosen.get("num_beams") or 1) > 1:
             settings["do_sample"] = False
         if not chosen.get("do_sample", settings.get("do_sample", False)):
-            for name in ("top_p", "top_k", "temperature"):
+            for name in ("top_p", "top_k", "temperature", "num_return_sequences"):  # samples would all be equal
                 settings.pop(name, None)
         return settings
 

@@ -91,6 +91,8 @@ def checked_boxes(
     Raises:
         ValueError: If numbers do not fit each other or the pictures, a box is not finite, has no area or does not
             touch its picture, or a label is unknown."""
+    if labels is None and all(_is_empty(rows) for rows in boxes):
+        labels = [[] for _ in boxes]  # no object in any picture
     if labels is None:
         raise ValueError("boxes without labels: pass labels= with one label per box")
     boxes = per_picture(boxes, len(sizes), 2, "boxes")

@@ -22,10 +22,11 @@ from typing import Any
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `pix2seq evaluate`."""
     parser.add_argument("--model", required=True, metavar="DIR", help="a model folder, as convert and train write it")
-    parser.add_argument("--data", required=True, metavar="DIR", help="COCO folder")
+    parser.add_argument("--data", "--coco", required=True, metavar="DIR", help="COCO folder")
     parser.add_argument("--split", default="val2017", help="which annotations and pictures (default: val2017)")
     parser.add_argument(
         "--tasks",
+        "--task",
         default="object_detection",
         metavar="TASK,TASK,...",
         help="what is measured, or 'all' that the model was trained for (default: object_detection)",
