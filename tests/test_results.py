@@ -184,3 +184,8 @@ def test_without_picture(result):
 def test_text(result):
     assert repr(result) == "Pix2SeqResult(60 x 40: 1 person, 1 dog, 'a dog and a person')"
     assert repr(Pix2SeqResult(size=(40, 60))) == "Pix2SeqResult(60 x 40: no objects)"
+
+
+def test_an_object_prints_on_one_line():
+    found = Pix2SeqObject(score=0.931, label="dog", label_id=18, box_xyxy=(12.4, 40.0, 96.6, 230.0), keypoints=[])
+    assert repr(found) == "Pix2SeqObject('dog', score 0.93, box (12, 40, 97, 230), keypoints)"

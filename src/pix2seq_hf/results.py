@@ -53,7 +53,7 @@ class FieldMapping(Mapping):
     __hash__ = object.__hash__
 
 
-@dataclass(eq=False, frozen=True)
+@dataclass(eq=False, frozen=True, repr=False)
 class Pix2SeqObject(FieldMapping):
     r"""One object: `object.box` or `object["box"]`.
 
@@ -77,6 +77,12 @@ class Pix2SeqObject(FieldMapping):
     polygons_xy: list[list[float]] | None = None
     keypoints: list[Keypoint] | None = None
     keypoints_score: float | None = None
+
+    def __repr__(self) -> str:
+        box = ", ".join(f"{number:.0f}" for number in self.box_xyxy)
+        extras = {"mask": self.rle, "keypoints": self.keypoints}
+        words = [name for name, value in extras.items() if value is not None]
+        return f"Pix2SeqObject({self.label!r}, score {self.score:.2f}, box ({box}){', '.join(['', *words])})"
 
     @property
     def box(self) -> dict[str, float]:
