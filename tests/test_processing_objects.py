@@ -139,7 +139,7 @@ def test_boxes_that_reach_outside_are_clipped_and_it_is_said(processor, pictures
     boxes = [[[-3, 5, 60, 25.5], [0, 0, 50, 40]], [[2, 30, 12, 90.25]]]
     inside = [[[0, 5, 50, 25.5], [0, 0, 50, 40]], [[2, 30, 12, 90]]]
     options = {"task": "instance_segmentation", "labels": LABELS, "return_tensors": "pt"}
-    with pytest.warns(UserWarning, match=r"boxes\[0\]\[0\] and 1 more reach outside") as caught:
+    with pytest.warns(UserWarning, match=r"boxes(\[0\])?\[0\] and 1 more outside of the picture") as caught:
         clipped = processor(pictures, boxes=boxes, **options)
     assert caught[0].filename == __file__
     with warnings.catch_warnings():
@@ -158,7 +158,7 @@ def test_boxes_that_reach_outside_are_clipped_and_it_is_said(processor, pictures
     [
         ({"boxes": None}, "is asked about objects: pass boxes= and labels="),
         ({"labels": None}, "boxes without labels: pass labels="),
-        ({"boxes": [[[1, 2, 1, 9]]]}, r"boxes\[0\]\[0\] \[1, 2, 1, 9\] has no area"),
+        ({"boxes": [[[1, 2, 1, 9]]]}, r"boxes(\[0\])?\[0\] \[1, 2, 1, 9\] has no area"),
         ({"boxes": [[[1, 9, 5, 9]]]}, "has no area"),
         ({"boxes": [[[5, 2, 1, 9]]]}, "is reversed: give xmin, ymin, xmax, ymax"),
         ({"boxes": [[[1, 2, float("nan"), 9]]]}, r"\[1, 2, nan, 9\] is not finite"),

@@ -100,7 +100,7 @@ def checked_boxes(
     scores = [None] * len(sizes) if scores is None else per_picture(scores, len(sizes), 1, "scores")
     checked, clipped = ([], [], []), []
     for picture, (size, rows, names, values) in enumerate(zip(sizes, boxes, labels, scores)):
-        where = f"boxes[{picture}]"
+        where = "boxes" if len(sizes) == 1 else f"boxes[{picture}]"
         rows = _box_array(rows, where)
         if len(names) != len(rows):
             raise ValueError(f"{len(names)} labels were given for the {len(rows)} boxes of picture {picture}")
@@ -114,7 +114,7 @@ def checked_boxes(
         checked[2].append(torch.from_numpy(values.astype(np.float32)))
     if clipped and not is_quiet:
         others = f" and {len(clipped) - 1} more" if len(clipped) > 1 else ""
-        warnings.warn(f"{clipped[0]}{others} reach outside of the picture and were clipped to it", stacklevel=4)
+        warnings.warn(f"{clipped[0]}{others} outside of the picture: clipped to it", stacklevel=4)
     return checked
 
 
