@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pix2seq_hf.data.coco import load_pixels, load_record, read_coco
+from pix2seq_hf.data.coco import read_coco
+from pix2seq_hf.data.rows import load_pixels, load_record
 
 CONTENT = {
     "images": [

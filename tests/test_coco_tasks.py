@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pix2seq_hf.data.coco import TASK_FEATURES, load_record, read_coco
+from pix2seq_hf.data.coco import read_coco
+from pix2seq_hf.data.rows import TASK_FEATURES, load_record
 from pix2seq_hf.processing_pix2seq import TASKS
 
 BOX = [10, 5, 20, 10]

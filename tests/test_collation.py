@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pix2seq_hf.data.coco import load_record, read_coco
+from pix2seq_hf.data.coco import read_coco
 from pix2seq_hf.data.collation import (
     ObjectDataset,
     RecordDataset,
@@ -13,6 +13,7 @@ from pix2seq_hf.data.collation import (
     TrainingCollator,
     sample_generator,
 )
+from pix2seq_hf.data.rows import load_record
 from pix2seq_hf.data.scenes import write_scenes
 from pix2seq_hf.data.transforms import CropToObject, detection_training_transforms
 from pix2seq_hf.task_object_detection import ObjectDetection

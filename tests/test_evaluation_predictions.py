@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pix2seq_hf.data.coco import load_record, read_coco
+from pix2seq_hf.data.coco import read_coco
+from pix2seq_hf.data.rows import load_record
 from pix2seq_hf.data.transforms import CropToObject, evaluation_transforms
 from pix2seq_hf.evaluation import command
 from pix2seq_hf.evaluation.captions import count_reproduced

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from pix2seq_hf.data.coco import load_record, read_coco
+from pix2seq_hf.data.coco import read_coco
+from pix2seq_hf.data.rows import load_record
 from pix2seq_hf.data.scenes import SCENE_CLASSES, draw_scene, scene_generator, write_scenes
 
 

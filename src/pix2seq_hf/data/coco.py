@@ -12,79 +12,16 @@ each error is one line with the file and the id.
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
-import torch
-from PIL import ExifTags, Image
 
-from pix2seq_hf.data.annotations import boxes_from_xywh, keypoints_from_triples, polygons_from_parts
-from pix2seq_hf.data.pictures import load_picture
+from pix2seq_hf.data.annotations import boxes_from_xywh
+from pix2seq_hf.data.rows import FEATURES, TASK_FEATURES, Split
 from pix2seq_hf.masks_pix2seq import segmentation_parts
 
 MAX_LABEL = 899  # class tokens are 101 to 999 in the default vocabulary
-
-# By EXIF orientation: what undoes the turning upright.
-TURN_BACK = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-
-FEATURES = datasets.Features(
-    {
-        "image_id": datasets.Value("int64"),
-        "image": datasets.Image(decode=False),  # a path; [`load_record`] reads the pixels
-        "image_size": datasets.Sequence(datasets.Value("int32"), length=2),
-        "boxes_yxyx": datasets.Sequence(datasets.Sequence(datasets.Value("float32"), length=4)),
-        "labels": datasets.Sequence(datasets.Value("int64")),
-        "areas": datasets.Sequence(datasets.Value("float32")),
-        "is_crowd": datasets.Sequence(datasets.Value("bool")),
-    }
-)
-# Columns of tasks that need more than boxes.
-POLYGON_FEATURES = {
-    # Per object its parts, x, y, x, y, ... in pixels; none for crowd regions.
-    "polygons_xy": datasets.Sequence(datasets.Sequence(datasets.Sequence(datasets.Value("float32")))),
-}
-KEYPOINT_FEATURES = {
-    # Per object x, y in pixels and visibility of every keypoint; empty for objects without keypoints.
-    "keypoints_xyv": datasets.Sequence(datasets.Sequence(datasets.Value("float32"))),
-    "num_keypoints": datasets.Sequence(datasets.Value("int64")),
-}
-CAPTION_FEATURES = {"captions": datasets.Sequence(datasets.Value("string"))}
-TASK_FEATURES = {
-    "object_detection": {},
-    "instance_segmentation": POLYGON_FEATURES,
-    "keypoint_detection": KEYPOINT_FEATURES,
-    "captioning": CAPTION_FEATURES,
-}
-
-
-@dataclass(frozen=True)
-class CocoSplit:
-    r"""One split of a COCO folder.
-
-    Args:
-        dataset (`datasets.Dataset`): One row per picture, in the order of the file; columns as in `FEATURES`, and those
-            that the tasks need.
-        id2label (`dict[int, str]`): Name of every category in the file, by its raw id.
-        annotations (`dict`): Content of the annotation file, cut to the pictures of `dataset`: the ground truth.
-        keypoint_annotations (`dict`, *optional*): The same of the keypoints file, if a task needs it.
-        caption_annotations (`dict`, *optional*): The same of the captions file, if a task needs it."""
-
-    dataset: datasets.Dataset
-    id2label: dict[int, str]
-    annotations: dict
-    keypoint_annotations: dict | None = None
-    caption_annotations: dict | None = None
 
 
 def read_coco(
@@ -94,7 +31,7 @@ def read_coco(
     max_images: int | None = None,
     tasks: Iterable[str] = ("object_detection",),
     num_keypoints: int = 17,
-) -> CocoSplit:
+) -> Split:
     r"""Open one split of a COCO folder.
 
     Args:
@@ -105,7 +42,7 @@ def read_coco(
         tasks (`Iterable[str]`): Names in `TASK_FEATURES`: what is read beside boxes.
         num_keypoints (`int`): Keypoints of an object in the keypoints file.
     Returns:
-        [`CocoSplit`]. Pictures without objects are kept; boxes of zero size are kept too (training drops them).
+        [`Split`]. Pictures without objects are kept; boxes of zero size are kept too (training drops them).
     Raises:
         OSError: If the folder, the annotation file or a picture is missing.
         ValueError: If the file is not COCO instances JSON, or an entry cannot be used; names file and id."""
@@ -160,7 +97,7 @@ def read_coco(
             rows[name].append(value)
 
     kept = set(kept)
-    return CocoSplit(
+    return Split(
         datasets.Dataset.from_dict(rows, features=features),
         id2label,
         *(None if each is None else _cut(each, kept) for each in (content, keypoints, captions)),
@@ -238,63 +175,6 @@ def read_categories(content: Mapping[str, Any], path: str | Path) -> dict[int, s
     if not id2label:
         raise ValueError(f"{path}: lists no categories")
     return dict(sorted(id2label.items()))
-
-
-def load_record(row: Mapping[str, Any], max_points_per_object: int = 128, num_keypoints: int = 17) -> dict[str, Any]:
-    r"""Turn a row of [`CocoSplit`]'s dataset into a record: read the pixels, make tensors.
-
-    Args:
-        row (`Mapping`): One row, columns as in `FEATURES`, and of the tasks.
-        max_points_per_object (`int`): Width of `polygons_yx`, if the row has polygons.
-        num_keypoints (`int`): Width of `keypoints_yx`, if the row has keypoints.
-    Returns:
-        `dict`: A record (see `task_base`) with `image` as `torch.uint8` `(3, height, width)`.
-    Raises:
-        ValueError: If the picture cannot be read, or its size is not the one in the annotation file."""
-    num_objects, image_size = len(row["labels"]), tuple(row["image_size"])
-    record = {
-        "image_id": int(row["image_id"]),
-        "image": load_pixels(row["image"]["path"], image_size),
-        "image_size": image_size,
-        "boxes_yxyx": torch.tensor(row["boxes_yxyx"], dtype=torch.float32).reshape(num_objects, 4),
-        "labels": torch.tensor(row["labels"], dtype=torch.int64),
-        "areas": torch.tensor(row["areas"], dtype=torch.float32),
-        "is_crowd": torch.tensor(row["is_crowd"], dtype=torch.bool),
-    }
-    if "polygons_xy" in row:
-        record["polygons_yx"] = polygons_from_parts(row["polygons_xy"], image_size, max_points_per_object)
-    if "keypoints_xyv" in row:
-        nowhere = [0] * (3 * num_keypoints)
-        keypoints = [triples or nowhere for triples in row["keypoints_xyv"]]
-        record["keypoints_yx"] = keypoints_from_triples(keypoints, image_size, num_keypoints)
-        record["num_keypoints"] = torch.tensor(row["num_keypoints"], dtype=torch.int64)
-    if "captions" in row:
-        record["captions"] = list(row["captions"])
-    return record
-
-
-def load_pixels(path: str | Path, image_size: tuple[int, int]) -> torch.Tensor:
-    r"""Read a picture as the annotations see it.
-
-    A picture with an EXIF rotation is turned only if that is what makes it fit the annotated size: COCO's boxes are
-    given for the stored pixels, those of many annotation tools for the upright ones.
-
-    Args:
-        path (`str` or `Path`): The picture.
-        image_size (`tuple[int, int]`): Annotated height and width in pixels.
-    Returns:
-        `torch.ByteTensor` of shape `(3, height, width)`.
-    Raises:
-        ValueError: If the file is no usable picture, or neither orientation has the annotated size."""
-    picture = load_picture(path)
-    with Image.open(path) as header:
-        stored_size, turn_back = header.size[::-1], TURN_BACK.get(header.getexif().get(ExifTags.Base.Orientation))
-    if turn_back is not None and stored_size == image_size:
-        picture = picture.transpose(turn_back)
-    if picture.size[::-1] != image_size:
-        found, annotated = (f"{width} x {height}" for width, height in (picture.size, image_size[::-1]))
-        raise ValueError(f"{path}: the picture is {found} pixels, its annotation says {annotated}")
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 def _is_integer(value: Any) -> bool:

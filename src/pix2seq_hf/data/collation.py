@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pix2seq_hf.data.coco import load_record
+from pix2seq_hf.data.rows import load_record
 
 
 class SampleKey(NamedTuple):
@@ -59,7 +59,7 @@ class RecordDataset(torch.utils.data.Dataset):
     Args:
         rows (`datasets.Dataset`): As [`~data.coco.read_coco`] returns it.
         keep_records (`bool`): Read every row once and keep it in memory, pixels included.
-        **widths: `max_points_per_object` and `num_keypoints` of [`~data.coco.load_record`]."""
+        **widths: `max_points_per_object` and `num_keypoints` of [`~data.rows.load_record`]."""
 
     def __init__(self, rows: Any, keep_records: bool = False, **widths: int):
         self.rows, self.widths = rows, widths

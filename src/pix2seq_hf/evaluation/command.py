@@ -68,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise ValueError(f"--{option.replace('_', '-')} {value}: must be at least 1")
 
-    from pix2seq_hf.data.coco import TASK_FEATURES, load_record, read_coco
+    from pix2seq_hf.data.coco import read_coco
+    from pix2seq_hf.data.rows import TASK_FEATURES, load_record
     from pix2seq_hf.evaluation import predictions
     from pix2seq_hf.evaluation.boxes import evaluate_boxes, format_box_metrics
     from pix2seq_hf.evaluation.captions import count_reproduced
@@ -161,7 +162,7 @@ def detect_all(
     import torch
     from tqdm import tqdm
 
-    from pix2seq_hf.data.coco import load_record
+    from pix2seq_hf.data.rows import load_record
     from pix2seq_hf.task_object_detection import coco_results
 
     torch.manual_seed(seed)

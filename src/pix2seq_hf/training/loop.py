@@ -23,8 +23,9 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from pix2seq_hf.configuration_pix2seq import COCO_KEYPOINT_NAMES, Pix2SeqConfig
-from pix2seq_hf.data.coco import CocoSplit, read_coco
+from pix2seq_hf.data.coco import read_coco
 from pix2seq_hf.data.collation import ObjectDataset, RecordDataset, StreamSampler, TrainingCollator
+from pix2seq_hf.data.rows import Split
 from pix2seq_hf.data.transforms import (
     Compose,
     CropToObject,
@@ -200,7 +201,7 @@ class Meter:
 # --- The parts of a run -----------------------------------------------------------------------------------------------
 
 
-def read_split(recipe: Recipe, data: str | Path) -> CocoSplit:
+def read_split(recipe: Recipe, data: str | Path) -> Split:
     """Open the recipe's split of a COCO folder, with what its tasks need."""
     num_keypoints = len(recipe.model.config.get("keypoint_names") or COCO_KEYPOINT_NAMES)
     if recipe.model.pretrained is not None and "keypoint_names" not in recipe.model.config:
@@ -210,13 +211,13 @@ def read_split(recipe: Recipe, data: str | Path) -> CocoSplit:
     )
 
 
-def build_dataset(name: str, recipe: Recipe, split: CocoSplit, config: Pix2SeqConfig) -> RecordDataset:
+def build_dataset(name: str, recipe: Recipe, split: Split, config: Pix2SeqConfig) -> RecordDataset:
     r"""Choose what a task is trained on; pictures that it has nothing to learn from are left out, as in the reference.
 
     Args:
         name (`str`): The task.
         recipe ([`Recipe`]): All settings.
-        split ([`CocoSplit`]): The pictures.
+        split ([`Split`]): The pictures.
         config ([`Pix2SeqConfig`]): Of the model.
     Returns:
         [`RecordDataset`], never empty.
@@ -254,12 +255,12 @@ def _require(found: list, message: str) -> None:
         raise ValueError(message)
 
 
-def build_caption_tokenizer(recipe: Recipe, split: CocoSplit) -> Any:
+def build_caption_tokenizer(recipe: Recipe, split: Split) -> Any:
     r"""Load or train the tokenizer of captions, if captions are trained.
 
     Args:
         recipe ([`Recipe`]): All settings.
-        split ([`CocoSplit`]): The pictures, with their captions.
+        split ([`Split`]): The pictures, with their captions.
     Returns:
         `PreTrainedTokenizerBase`, or `None` without captions or if the pretrained model has one."""
     settings = recipe.captioning

@@ -1,0 +1,130 @@
+r"""What does every source of pictures give: a [`Split`], whose rows [`load_record`] turns into records."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import ExifTags, Image
+
+from pix2seq_hf.data.annotations import keypoints_from_triples, polygons_from_parts
+from pix2seq_hf.data.pictures import load_picture
+
+# By EXIF orientation: what undoes the turning upright.
+TURN_BACK = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+FEATURES = datasets.Features(
+    {
+        "image_id": datasets.Value("int64"),
+        "image": datasets.Image(decode=False),  # a path; [`load_record`] reads the pixels
+        "image_size": datasets.Sequence(datasets.Value("int32"), length=2),
+        "boxes_yxyx": datasets.Sequence(datasets.Sequence(datasets.Value("float32"), length=4)),
+        "labels": datasets.Sequence(datasets.Value("int64")),
+        "areas": datasets.Sequence(datasets.Value("float32")),
+        "is_crowd": datasets.Sequence(datasets.Value("bool")),
+    }
+)
+# Columns of tasks that need more than boxes.
+POLYGON_FEATURES = {
+    # Per object its parts, x, y, x, y, ... in pixels; none for crowd regions.
+    "polygons_xy": datasets.Sequence(datasets.Sequence(datasets.Sequence(datasets.Value("float32")))),
+}
+KEYPOINT_FEATURES = {
+    # Per object x, y in pixels and visibility of every keypoint; empty for objects without keypoints.
+    "keypoints_xyv": datasets.Sequence(datasets.Sequence(datasets.Value("float32"))),
+    "num_keypoints": datasets.Sequence(datasets.Value("int64")),
+}
+CAPTION_FEATURES = {"captions": datasets.Sequence(datasets.Value("string"))}
+TASK_FEATURES = {
+    "object_detection": {},
+    "instance_segmentation": POLYGON_FEATURES,
+    "keypoint_detection": KEYPOINT_FEATURES,
+    "captioning": CAPTION_FEATURES,
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    r"""One split of a data set, from whatever source.
+
+    Args:
+        dataset (`datasets.Dataset`): One row per picture, in the order of the source; columns as in `FEATURES`, and
+            those that the tasks need.
+        id2label (`dict[int, str]`): Name of every class of the source, by its raw id (1 to 899).
+        annotations (`dict`): The ground truth in the form of a COCO instances file, cut to the pictures of `dataset`.
+        keypoint_annotations (`dict`, *optional*): The same of a COCO keypoints file, if a task needs it.
+        caption_annotations (`dict`, *optional*): The same of a COCO captions file, if a task needs it."""
+
+    dataset: datasets.Dataset
+    id2label: dict[int, str]
+    annotations: dict
+    keypoint_annotations: dict | None = None
+    caption_annotations: dict | None = None
+
+
+def load_record(row: Mapping[str, Any], max_points_per_object: int = 128, num_keypoints: int = 17) -> dict[str, Any]:
+    r"""Turn a row of [`Split`]'s dataset into a record: read the pixels, make tensors.
+
+    Args:
+        row (`Mapping`): One row, columns as in `FEATURES`, and of the tasks.
+        max_points_per_object (`int`): Width of `polygons_yx`, if the row has polygons.
+        num_keypoints (`int`): Width of `keypoints_yx`, if the row has keypoints.
+    Returns:
+        `dict`: A record (see `task_base`) with `image` as `torch.uint8` `(3, height, width)`.
+    Raises:
+        ValueError: If the picture cannot be read, or its size is not the one in the annotation file."""
+    num_objects, image_size = len(row["labels"]), tuple(row["image_size"])
+    record = {
+        "image_id": int(row["image_id"]),
+        "image": load_pixels(row["image"]["path"], image_size),
+        "image_size": image_size,
+        "boxes_yxyx": torch.tensor(row["boxes_yxyx"], dtype=torch.float32).reshape(num_objects, 4),
+        "labels": torch.tensor(row["labels"], dtype=torch.int64),
+        "areas": torch.tensor(row["areas"], dtype=torch.float32),
+        "is_crowd": torch.tensor(row["is_crowd"], dtype=torch.bool),
+    }
+    if "polygons_xy" in row:
+        record["polygons_yx"] = polygons_from_parts(row["polygons_xy"], image_size, max_points_per_object)
+    if "keypoints_xyv" in row:
+        nowhere = [0] * (3 * num_keypoints)
+        keypoints = [triples or nowhere for triples in row["keypoints_xyv"]]
+        record["keypoints_yx"] = keypoints_from_triples(keypoints, image_size, num_keypoints)
+        record["num_keypoints"] = torch.tensor(row["num_keypoints"], dtype=torch.int64)
+    if "captions" in row:
+        record["captions"] = list(row["captions"])
+    return record
+
+
+def load_pixels(path: str | Path, image_size: tuple[int, int]) -> torch.Tensor:
+    r"""Read a picture as the annotations see it.
+
+    A picture with an EXIF rotation is turned only if that is what makes it fit the annotated size: COCO's boxes are
+    given for the stored pixels, those of many annotation tools for the upright ones.
+
+    Args:
+        path (`str` or `Path`): The picture.
+        image_size (`tuple[int, int]`): Annotated height and width in pixels.
+    Returns:
+        `torch.ByteTensor` of shape `(3, height, width)`.
+    Raises:
+        ValueError: If the file is no usable picture, or neither orientation has the annotated size."""
+    picture = load_picture(path)
+    with Image.open(path) as header:
+        stored_size, turn_back = header.size[::-1], TURN_BACK.get(header.getexif().get(ExifTags.Base.Orientation))
+    if turn_back is not None and stored_size == image_size:
+        picture = picture.transpose(turn_back)
+    if picture.size[::-1] != image_size:
+        found, annotated = (f"{width} x {height}" for width, height in (picture.size, image_size[::-1]))
+        raise ValueError(f"{path}: the picture is {found} pixels, its annotation says {annotated}")
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
