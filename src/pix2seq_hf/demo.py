@@ -63,13 +63,14 @@ def run(args: argparse.Namespace) -> int:
 
     from pix2seq_hf.data.coco import read_coco
     from pix2seq_hf.evaluation.boxes import evaluate_boxes
-    from pix2seq_hf.evaluation.command import detect_all
+    from pix2seq_hf.evaluation.measure import detect_all
     from pix2seq_hf.prediction import load_model
 
     print(f"3/3  detecting in {NUM_NEW} new pictures", flush=True)
     split = read_coco(output / "scenes", "new")
     model, processor = load_model(str(model_folder), "auto")
-    detections, _ = detect_all(model, processor, split.dataset, NUM_NEW, args.seed, show_progress=False)
+    torch.manual_seed(args.seed)
+    detections, _ = detect_all(model, processor, map(split.load, range(NUM_NEW)), NUM_NEW, NUM_NEW)
     precision = evaluate_boxes(split.annotations, detections)["AP_50"]
     shown = [output / "scenes/new" / image["file_name"] for image in split.annotations["images"][:NUM_SHOWN]]
     draw_sheet(shown, detections, split.id2label).save(output / "found.png")

@@ -72,6 +72,10 @@ class Split:
     keypoint_annotations: dict | None = None
     caption_annotations: dict | None = None
 
+    def load(self, row: int, max_points_per_object: int = 128, num_keypoints: int = 17) -> dict[str, Any]:
+        """Return the record of a row, see [`load_record`]."""
+        return load_record(self.dataset[row], max_points_per_object, num_keypoints)
+
 
 def load_record(row: Mapping[str, Any], max_points_per_object: int = 128, num_keypoints: int = 17) -> dict[str, Any]:
     r"""Turn a row of [`Split`]'s dataset into a record: read the pixels, make tensors.

@@ -14,7 +14,6 @@ score of at least --min-score, or for the annotated ones.
 import argparse
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +68,9 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"--{option.replace('_', '-')} {value}: must be at least 1")
 
     from pix2seq_hf.data.coco import read_coco
-    from pix2seq_hf.data.rows import TASK_FEATURES, load_record
-    from pix2seq_hf.evaluation import predictions
-    from pix2seq_hf.evaluation.boxes import evaluate_boxes, format_box_metrics
-    from pix2seq_hf.evaluation.captions import count_reproduced
-    from pix2seq_hf.evaluation.keypoints import evaluate_keypoints
-    from pix2seq_hf.evaluation.masks import evaluate_masks
+    from pix2seq_hf.data.rows import TASK_FEATURES
+    from pix2seq_hf.evaluation.boxes import format_box_metrics
+    from pix2seq_hf.evaluation.measure import measure
     from pix2seq_hf.prediction import load_model
 
     wanted = list(TASK_FEATURES) if args.tasks == "all" else args.tasks.split(",")
@@ -93,47 +89,35 @@ def run(args: argparse.Namespace) -> int:
     split = read_coco(
         args.data, args.split, args.image_ids, args.max_images, tasks=wanted, num_keypoints=config.num_keypoints
     )
-    found: dict[str, Any] = {}
-    numbers: dict[str, Any] = {"num_images": len(split.dataset)}
     start = time.perf_counter()
-
-    asks_for_boxes = {"instance_segmentation", "keypoint_detection"} & set(wanted)
-    boxes = predictions.annotated_boxes(split.annotations)
-    if "object_detection" in wanted or (asks_for_boxes and args.boxes == "detected"):
-        detections, malformed = detect_all(
-            model, processor, split.dataset, args.batch_size, args.seed, show_progress=not args.quiet
-        )
-        boxes = detections if args.boxes == "detected" else boxes
-    if "object_detection" in wanted:
-        metrics = evaluate_boxes(split.annotations, detections)
-        numbers |= {**metrics, "num_malformed_slots": malformed, "seconds": time.perf_counter() - start}
-        found["object_detection"] = detections
-        print(format_box_metrics(metrics))
-        pace = f"{len(split.dataset) / numbers['seconds']:.2f} pictures per second"
-        print(f"{len(split.dataset)} pictures, {len(detections)} boxes, {malformed} malformed slots, {pace}")
-
-    def records():
-        return (load_record(row, config.max_points_per_object, config.num_keypoints) for row in split.dataset)
-
-    for task, ask, evaluate, truth in (
-        ("instance_segmentation", predictions.segment_all, evaluate_masks, split.annotations),
-        ("keypoint_detection", predictions.find_keypoints_all, evaluate_keypoints, split.keypoint_annotations),
-    ):
-        if task in wanted:
-            found[task] = ask(model, processor, records(), boxes, args.min_score)
-            numbers[task] = evaluate(truth, found[task])
-            shown = "  ".join(f"{name} {100 * numbers[task][name]:.1f}" for name in ("AP", "AP_50", "AP_75"))
+    measured, found = measure(
+        model,
+        processor,
+        split,
+        wanted,
+        boxes=args.boxes,
+        min_score=args.min_score,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        is_greedy=args.greedy,
+        show_progress=not args.quiet,
+    )
+    numbers: dict[str, Any] = {"num_images": len(split.dataset), "seconds": time.perf_counter() - start}
+    for task in wanted:
+        metrics = measured[task]
+        if task == "object_detection":
+            numbers |= metrics
+            print(format_box_metrics(metrics))
+            pace = f"{len(split.dataset) / numbers['seconds']:.2f} pictures per second"
+            counts = f"{len(found[task])} boxes, {metrics['num_malformed_slots']} malformed slots"
+            print(f"{len(split.dataset)} pictures, {counts}, {pace}")
+            continue
+        numbers[task] = metrics
+        if task == "captioning":
+            print("captioning: {reproduced} of {num_captions} captions word for word".format(**metrics))
+        else:
+            shown = "  ".join(f"{name} {100 * metrics[name]:.1f}" for name in ("AP", "AP_50", "AP_75"))
             print(f"{task} for {args.boxes} boxes: {shown}")
-    if "captioning" in wanted:
-        generation = {"do_sample": False} if args.greedy else {}
-        captions = predictions.caption_all(model, processor, records(), **generation)
-        references: dict[int, list[str]] = {}
-        for item in split.caption_annotations["annotations"]:
-            references.setdefault(item["image_id"], []).append(item["caption"])
-        captions = {image_id: caption for image_id, caption in captions.items() if image_id in references}
-        found["captioning"] = [{"image_id": image_id, "caption": caption} for image_id, caption in captions.items()]
-        numbers["captioning"] = count_reproduced(captions, references)
-        print("captioning: {reproduced} of {num_captions} captions word for word".format(**numbers["captioning"]))
 
     if args.results is not None:
         path = Path(args.results)
@@ -143,52 +127,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         Path(args.json).write_text(json.dumps(numbers, indent=2) + "\n")
     return 0
-
-
-def detect_all(
-    model: Any, processor: Any, rows: Any, batch_size: int, seed: int = 0, show_progress: bool = True
-) -> tuple[list[dict], int]:
-    r"""Detect objects in every picture of a data set.
-
-    Args:
-        model (`Pix2SeqForConditionalGeneration`): In evaluation mode.
-        processor (`Pix2SeqProcessor`): That of the model.
-        rows (`datasets.Dataset`): As `read_coco` returns it.
-        batch_size (`int`): Pictures at once.
-        seed (`int`): Of torch's generator, which draws the tokens.
-        show_progress (`bool`): Show a progress bar.
-    Returns:
-        `tuple[list[dict], int]`: Detections in COCO results format, and the number of malformed slots among them."""
-    import torch
-    from tqdm import tqdm
-
-    from pix2seq_hf.data.rows import load_record
-    from pix2seq_hf.task_object_detection import coco_results
-
-    torch.manual_seed(seed)
-    detections, malformed = [], 0
-    with tqdm(total=len(rows), unit="picture", disable=not show_progress, dynamic_ncols=True) as bar:
-        for first in range(0, len(rows), batch_size):
-            records = [load_record(rows[row]) for row in range(first, min(first + batch_size, len(rows)))]
-            for record, result in zip(records, _detect(model, processor, records), strict=True):
-                boxes_yxyx = result["boxes"][:, [1, 0, 3, 2]].cpu()
-                detections += coco_results(
-                    record["image_id"], result["labels"].cpu(), result["scores"].cpu(), boxes_yxyx
-                )
-                malformed += sum(result["malformed"].values())
-            bar.update(len(records))
-    return detections, malformed
-
-
-def _detect(model: Any, processor: Any, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Objects of a batch of records in pixels of their pictures, neither cut to them nor filtered by score."""
-    images = [record["image"] for record in records]
-    inputs = processor(
-        images=images, task="object_detection", input_data_format="channels_first", return_tensors="pt"
-    ).to(model.device)
-    output = model.generate(**inputs)
-    sizes = [record["image_size"] for record in records]
-    return processor.post_process_generation(output, task="object_detection", target_sizes=sizes)
 
 
 def _parse_ids(text: str) -> list[int]:
