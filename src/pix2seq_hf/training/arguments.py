@@ -38,20 +38,55 @@ class ModelArguments:
 
 
 @dataclass(frozen=True)
-class DataArguments:
-    r"""Which pictures.
+class DataSource:
+    r"""A further data set, mixed in by weight.
 
     Args:
-        split (`str`): Split of the COCO folder.
+        path (`str`): As of `--data`.
+        split (`str`): Its split.
+        weight (`float`): How often it is drawn from, relative to `data.weight` and the other weights.
+        tasks (`list[str]`, *optional*): Use it for these tasks only.
+        columns (`dict`): Names of its columns, see [`DataArguments`].
+        image_ids (`list[int]`, *optional*): Use these pictures only.
+        max_images (`int`, *optional*): Use at most the first so many pictures."""
+
+    path: str
+    split: str = "train"
+    weight: float = 1.0
+    tasks: list[str] | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+    image_ids: list[int] | None = None
+    max_images: int | None = None
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    r"""Which pictures, from the data set of `--data`.
+
+    Args:
+        split (`str`): Split of the data set.
+        columns (`dict`): What the columns of a `datasets` data set are called, see [`~data.hub.read_dataset`].
         image_ids (`list[int]`, *optional*): Train on these pictures only.
         max_images (`int`, *optional*): Train on at most the first so many pictures.
+        weight (`float`): How often this data set is drawn from, if there are others.
+        others (`list[DataSource]`): Further data sets, mixed in by weight; classes are matched by name.
+        streaming (`bool`): Read a `datasets` data set from its beginning to its end without an index, for what is too
+            large to download; shuffled within a window of `shuffle_buffer` pictures.
+        shuffle_buffer (`int`): See `streaming`.
         keep_pictures (`bool`): Keep all decoded pictures in memory, once per worker; for small sets.
+        max_bad (`float`): Share of the pictures that may turn out to be unusable before the run stops.
         num_workers (`int`): Processes that prepare batches, per task and training process."""
 
     split: str = "train2017"
+    columns: dict[str, Any] = field(default_factory=dict)
     image_ids: list[int] | None = None
     max_images: int | None = None
+    weight: float = 1.0
+    others: list[DataSource] = field(default_factory=list)
+    streaming: bool = False
+    shuffle_buffer: int = 1000
     keep_pictures: bool = False
+    max_bad: float = 0.01
     num_workers: int = 2
 
 
@@ -164,7 +199,9 @@ class OptimizationArguments:
         weight_decay (`float`): Decoupled decay per unit of learning rate.
         exclude_from_weight_decay (`list[str]`): Regular expressions on parameter names; the reference excludes none.
         beta1, beta2, eps (`float`): Of AdamW.
-        max_grad_norm (`float`, *optional*): Clip gradients to this global norm; the reference does not."""
+        max_grad_norm (`float`, *optional*): Clip gradients to this global norm; the reference does not.
+        ema_decay (`float`, *optional*): Keep a moving average of the weights (timm's `ModelEmaV3`); it is what is
+            evaluated and what `final` holds."""
 
     learning_rate: float = 3e-5
     learning_rate_scaling: str = "none"
@@ -179,6 +216,7 @@ class OptimizationArguments:
     beta2: float = 0.95
     eps: float = 1e-8
     max_grad_norm: float | None = None
+    ema_decay: float | None = None
 
 
 @dataclass(frozen=True)
@@ -192,8 +230,12 @@ class LoopArguments:
         gradient_accumulation_steps (`int`): Parts that the batch of a step is cut into, one after the other.
         mixed_precision (`str`): `"no"`, `"bf16"` or `"fp16"`.
         gradient_checkpointing (`bool`): Compute activations twice instead of keeping them.
-        checkpoint_steps (`int`, *optional*): Save a checkpoint every so many steps.
+        checkpoint_steps (`int`, *optional*): Save a checkpoint every so many steps; also when the run is interrupted.
+        keep_checkpoints (`int`): How many of the last checkpoints are kept.
         log_steps (`int`): Write to the log every so many steps.
+        log_with (`list[str]`): Where to: `"tensorboard"`, `"wandb"` and what else Accelerate knows.
+        max_loss_factor (`float`): The run stops if a loss is more than so many times the loss of guessing, the
+            logarithm of the size of the vocabulary, and more than so many times the loss of the first step.
         seed (`int`): Decides everything random."""
 
     batch_size: int = 32
@@ -202,9 +244,45 @@ class LoopArguments:
     gradient_accumulation_steps: int = 1
     mixed_precision: str = "no"
     gradient_checkpointing: bool = False
-    checkpoint_steps: int | None = None
+    checkpoint_steps: int | None = 1000
+    keep_checkpoints: int = 3
     log_steps: int = 10
+    log_with: list[str] = field(default_factory=lambda: ["tensorboard"])
+    max_loss_factor: float = 10.0
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluationArguments:
+    r"""How the run looks at itself while it lasts.
+
+    Args:
+        split (`str`, *optional*): Split of the data set of `--data` to evaluate on; without one there is no evaluation.
+        data (`str`, *optional*): Another data set than that of `--data`.
+        columns (`dict`): Names of its columns, see [`DataArguments`].
+        steps (`int`): Evaluate every so many steps, and after the last.
+        tasks (`list[str]`, *optional*): What is measured; by default all that is trained.
+        boxes (`str`): What masks and keypoints are asked for: `"detected"` or `"annotated"` boxes.
+        max_images (`int`, *optional*): Evaluate on at most the first so many pictures.
+        image_ids (`list[int]`, *optional*): Evaluate on these pictures only.
+        batch_size (`int`): Pictures at once.
+        num_pictures (`int`): Pictures in the log, what was found beside what is annotated.
+        metric (`str`, *optional*): What is the best, `TASK/NAME`, higher is better; by default `AP` of the first task,
+            or of captions the share of words that are right.
+        patience (`int`, *optional*): Stop after so many evaluations in a row without a new best."""
+
+    split: str | None = None
+    data: str | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+    steps: int = 1000
+    tasks: list[str] | None = None
+    boxes: str = "detected"
+    max_images: int | None = None
+    image_ids: list[int] | None = None
+    batch_size: int = 8
+    num_pictures: int = 4
+    metric: str | None = None
+    patience: int | None = None
 
 
 @dataclass(frozen=True)
@@ -219,6 +297,7 @@ class Recipe:
     captioning: CaptioningArguments | None = None
     optimization: OptimizationArguments = field(default_factory=OptimizationArguments)
     training: LoopArguments = field(default_factory=LoopArguments)
+    evaluation: EvaluationArguments = field(default_factory=EvaluationArguments)
 
     def __post_init__(self):
         if not self.tasks:
@@ -239,7 +318,16 @@ class Recipe:
             ("training.steps", self.training.steps, 1),
             ("training.gradient_accumulation_steps", self.training.gradient_accumulation_steps, 1),
             ("training.checkpoint_steps", self.training.checkpoint_steps, 1),
+            ("training.keep_checkpoints", self.training.keep_checkpoints, 1),
             ("training.log_steps", self.training.log_steps, 1),
+            ("evaluation.steps", self.evaluation.steps, 1),
+            ("evaluation.max_images", self.evaluation.max_images, 1),
+            ("evaluation.batch_size", self.evaluation.batch_size, 1),
+            ("evaluation.num_pictures", self.evaluation.num_pictures, 0),
+            ("evaluation.patience", self.evaluation.patience, 1),
+            ("data.shuffle_buffer", self.data.shuffle_buffer, 1),
+            ("data.weight", self.data.weight, 0),
+            *((f"data.others[{number}].weight", other.weight, 0) for number, other in enumerate(self.data.others)),
             ("training.seed", self.training.seed, 0),
             *((f"{task}.batch_size", settings.batch_size, 1) for task, settings in self.tasks.items()),
             *((f"{task}.batch_duplicates", settings.batch_duplicates, 1) for task, settings in self.tasks.items()),
@@ -247,6 +335,21 @@ class Recipe:
         ):
             if value is not None and value < smallest:
                 raise ValueError(f"{name} is {value}, it must be at least {smallest}")
+        for name, value in (
+            ("data.max_bad", self.data.max_bad),
+            ("optimization.ema_decay", self.optimization.ema_decay),
+        ):
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}, it must be between 0 and 1")
+        if self.evaluation.boxes not in ("detected", "annotated"):
+            raise ValueError(f"evaluation.boxes {self.evaluation.boxes!r}: use detected or annotated")
+        for name, tasks in (
+            ("evaluation.tasks", self.evaluation.tasks),
+            *((f"data.others[{number}].tasks", other.tasks) for number, other in enumerate(self.data.others)),
+        ):
+            unknown = [task for task in tasks or () if task not in self.tasks]
+            if unknown:
+                raise ValueError(f"{name}: {unknown[0]!r} is not trained; the tasks are {', '.join(self.tasks)}")
         parts = self.training.gradient_accumulation_steps
         for task in self.tasks:
             batch_size, name = self.batch_size(task), f"{task}.batch_size"
@@ -323,13 +426,20 @@ def build_recipe(settings: Mapping[str, Any], source: str = "recipe") -> Recipe:
         given = {} if settings.get(section.name) is None else settings[section.name]
         if not isinstance(given, Mapping):
             raise ValueError(f"{source}: {section.name} must be a section with settings in it, not {given!r}")
-        hints = typing.get_type_hints(kind)
-        _refuse_unknown(given, hints, f"{section.name}.", source)
-        values = {name: _convert(value, hints[name], f"{section.name}.{name}", source) for name, value in given.items()}
-        sections[section.name] = kind(**values)
+        sections[section.name] = _build_section(kind, given, section.name, source)
     known = [item.name for item in dataclasses.fields(Pix2SeqConfig)]
     _refuse_unknown(sections["model"].config, known, "model.config.", source)
     return Recipe(**sections)
+
+
+def _build_section(kind: type, given: Mapping[str, Any], name: str, source: str) -> Any:
+    """Build a dataclass from settings, each of which is checked; `name` leads to them."""
+    hints = typing.get_type_hints(kind)
+    _refuse_unknown(given, hints, f"{name}.", source)
+    for item in dataclasses.fields(kind):
+        if item.default is item.default_factory is dataclasses.MISSING and item.name not in given:
+            raise ValueError(f"{source}: {name}.{item.name} must be given")
+    return kind(**{key: _convert(value, hints[key], f"{name}.{key}", source) for key, value in given.items()})
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
@@ -381,5 +491,7 @@ def _convert(value: Any, hint: Any, name: str, source: str) -> Any:
             (inner,) = typing.get_args(kinds[0])
             return [_convert(item, inner, name, source) for item in value]
         return value
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        return _build_section(kind, value, name, source)
     expected = {float: "a number", int: "a whole number", bool: "true or false", str: "text", list: "a list"}
     raise ValueError(f"{source}: {name} must be {expected.get(kind, 'a section')}, not {value!r}")
