@@ -1,6 +1,6 @@
 r"""What does every source of pictures give: a [`Split`], whose rows [`load_record`] turns into records."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,42 @@ class Split:
     def load(self, row: int, max_points_per_object: int = 128, num_keypoints: int = 17) -> dict[str, Any]:
         """Return the record of a row, see [`load_record`]."""
         return load_record(self.dataset[row], max_points_per_object, num_keypoints)
+
+
+def coco_annotations(
+    rows: Iterable[Mapping[str, Any]], id2label: Mapping[int, str], file_names: Iterable[str]
+) -> dict[str, Any]:
+    r"""Write rows in the form of a COCO instances file: the ground truth of sources that have none.
+
+    Args:
+        rows (`Iterable[Mapping]`): As in [`Split`]'s dataset.
+        id2label (`Mapping[int, str]`): Name of every class.
+        file_names (`Iterable[str]`): Name of every picture, in the order of the rows.
+    Returns:
+        `dict` with `images`, `annotations` (in the order of the rows, ids from 1) and `categories`. Boxes are rounded
+        to a thousandth of a pixel; the box of an object is its outline if polygons were read and it has none."""
+    images, annotations = [], []
+    for row, file_name in zip(rows, file_names, strict=True):
+        height, width = row["image_size"]
+        images.append({"id": row["image_id"], "file_name": file_name, "height": height, "width": width})
+        for index, label in enumerate(row["labels"]):
+            ymin, xmin, ymax, xmax = (float(edge) for edge in row["boxes_yxyx"][index])
+            x, y, right, bottom = (
+                round(edge * side, 3) for edge, side in ((xmin, width), (ymin, height), (xmax, width), (ymax, height))
+            )
+            item = {
+                "id": len(annotations) + 1,
+                "image_id": row["image_id"],
+                "category_id": label,
+                "bbox": [x, y, round(right - x, 3), round(bottom - y, 3)],
+                "area": float(row["areas"][index]),
+                "iscrowd": int(row["is_crowd"][index]),
+            }
+            if "polygons_xy" in row:
+                item["segmentation"] = row["polygons_xy"][index] or [[x, y, right, y, right, bottom, x, bottom]]
+            annotations.append(item)
+    categories = [{"id": label, "name": name} for label, name in id2label.items()]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def load_record(row: Mapping[str, Any], max_points_per_object: int = 128, num_keypoints: int = 17) -> dict[str, Any]:
