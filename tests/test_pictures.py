@@ -191,3 +191,12 @@ def test_lists_on_a_stream_are_put_in_place():
 
 def test_the_stream_is_not_touched_without_need():
     assert expand_lists(["a", "b"], None) == ["a", "b"]
+
+
+def test_contents_of_files_are_read_as_files_are(tmp_path, two_colors):
+    two_colors.save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    assert load_picture(content, name="a.png").tobytes() == load_picture(tmp_path / "a.png").tobytes()
+    for broken, reason in ((b"", "is empty"), (b"words", "is not a picture"), (content[:-30], "is truncated")):
+        with pytest.raises(PictureError, match=f"^shard 3: {reason}"):
+            load_picture(broken, name="shard 3")

@@ -1,6 +1,7 @@
 """Pictures from disk: which files are meant, and a decoded picture or one line that says what is wrong."""
 
 import glob
+import io
 import os
 import stat
 import threading
@@ -80,23 +81,32 @@ def expand_lists(sources: Sequence[str | os.PathLike], stream: BinaryIO) -> list
     return names
 
 
-def load_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_picture(
+    source: str | os.PathLike | bytes, max_pixels: int = MAX_PIXELS, name: str | os.PathLike | None = None
+) -> Image.Image:
     """Decode a picture file completely, turned upright, as 8-bit RGB.
 
     Args:
-        path (`str | os.PathLike`): A picture of any format and mode that Pillow reads; of an animation the first frame.
+        source (`str | os.PathLike | bytes`): A file of any format and mode that Pillow reads, by its name or as its
+            content; of an animation the first frame.
         max_pixels (`int`): Largest number of pixels, checked against the file's header before anything is decoded.
+        name (`str | os.PathLike`, *optional*): What messages call it; needed for a content.
     Returns:
         `PIL.Image.Image`: Mode "RGB".
     Raises:
         PictureError: If the file is missing, a folder, empty, not a picture, broken, or larger than `max_pixels`."""
     from pix2seq_hf.image_processing_pix2seq import load_rgb_image  # only now: it brings torch and transformers
 
-    name = os.fspath(path)
-    check_file(name)
+    if isinstance(source, bytes):
+        name = os.fspath(name or "picture without a name")
+        if not source:
+            raise PictureError(f"{name}: is empty")
+    else:
+        name = os.fspath(name or source)
+        check_file(os.fspath(source))
     try:
         with _header_limit(max_pixels):
-            image = Image.open(name)
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     except UnidentifiedImageError:
         raise PictureError(f"{name}: is not a picture, or of a format that Pillow does not read") from None
     except Image.DecompressionBombError:

@@ -1,5 +1,6 @@
 r"""What does every source of pictures give: a [`Split`], whose rows [`load_record`] turns into records."""
 
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ TURN_BACK = {
 FEATURES = datasets.Features(
     {
         "image_id": datasets.Value("int64"),
-        "image": datasets.Image(decode=False),  # a path; [`load_record`] reads the pixels
+        "image": datasets.Image(decode=False),  # a path or a file's content; [`load_record`] reads the pixels
         "image_size": datasets.Sequence(datasets.Value("int32"), length=2),
         "boxes_yxyx": datasets.Sequence(datasets.Sequence(datasets.Value("float32"), length=4)),
         "labels": datasets.Sequence(datasets.Value("int64")),
@@ -127,7 +128,9 @@ def load_record(row: Mapping[str, Any], max_points_per_object: int = 128, num_ke
     num_objects, image_size = len(row["labels"]), tuple(row["image_size"])
     record = {
         "image_id": int(row["image_id"]),
-        "image": load_pixels(row["image"]["path"], image_size),
+        "image": load_pixels(
+            row["image"]["path"] or f"picture {row['image_id']}", image_size, row["image"].get("bytes")
+        ),
         "image_size": image_size,
         "boxes_yxyx": torch.tensor(row["boxes_yxyx"], dtype=torch.float32).reshape(num_objects, 4),
         "labels": torch.tensor(row["labels"], dtype=torch.int64),
@@ -146,21 +149,22 @@ def load_record(row: Mapping[str, Any], max_points_per_object: int = 128, num_ke
     return record
 
 
-def load_pixels(path: str | Path, image_size: tuple[int, int]) -> torch.Tensor:
+def load_pixels(path: str | Path, image_size: tuple[int, int], content: bytes | None = None) -> torch.Tensor:
     r"""Read a picture as the annotations see it.
 
     A picture with an EXIF rotation is turned only if that is what makes it fit the annotated size: COCO's boxes are
     given for the stored pixels, those of many annotation tools for the upright ones.
 
     Args:
-        path (`str` or `Path`): The picture.
+        path (`str` or `Path`): The picture; with a `content`, only its name in messages.
         image_size (`tuple[int, int]`): Annotated height and width in pixels.
+        content (`bytes`, *optional*): What the picture's file holds, if it is no file of its own.
     Returns:
         `torch.ByteTensor` of shape `(3, height, width)`.
     Raises:
         ValueError: If the file is no usable picture, or neither orientation has the annotated size."""
-    picture = load_picture(path)
-    with Image.open(path) as header:
+    picture = load_picture(path if content is None else content, name=path)
+    with Image.open(path if content is None else io.BytesIO(content)) as header:
         stored_size, turn_back = header.size[::-1], TURN_BACK.get(header.getexif().get(ExifTags.Base.Orientation))
     if turn_back is not None and stored_size == image_size:
         picture = picture.transpose(turn_back)
