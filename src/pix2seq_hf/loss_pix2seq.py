@@ -4,17 +4,26 @@ import math
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+# Positions whose logits exist at once: 36 MB in float32 with 35,000 words.
+ROWS_AT_ONCE = 256
 
 
-def token_losses(logits: torch.Tensor, labels: torch.Tensor, loss_type: str = "xent") -> torch.Tensor:
+def token_losses(
+    logits: torch.Tensor, labels: torch.Tensor, loss_type: str = "xent", length: int | None = None
+) -> torch.Tensor:
     r"""Loss of every token.
 
     Args:
-        logits (`torch.FloatTensor` of shape `(batch, length, vocab_size)`): Unnormalised scores.
-        labels (`torch.LongTensor` of shape `(batch, length)`): Target tokens, all inside the vocabulary.
+        logits (`torch.FloatTensor` of shape `(batch, length, vocab_size)`): Unnormalised scores; with `length` given,
+            those of any positions, `(num_positions, vocab_size)`.
+        labels (`torch.LongTensor` of the shape of `logits` without its last axis): Target tokens, all inside the
+            vocabulary.
         loss_type (`str`): `"xent"`, `"xent@smoothing"`, `"focal@gamma"` or `"logistic"`, as in [`Pix2SeqConfig`].
+        length (`int`, *optional*): Of a whole sequence.
     Returns:
-        `torch.FloatTensor` of shape `(batch, length)`.
+        `torch.FloatTensor` of the shape of `labels`.
     Raises:
         ValueError: If the loss type is unknown.
 
@@ -24,7 +33,7 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor, loss_type: str = "x
     logits = logits.float()
     if name == "xent":
         losses = nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), reduction="none", label_smoothing=parameter
+            logits.flatten(0, -2), labels.flatten(), reduction="none", label_smoothing=parameter
         )
         return losses.view_as(labels)
     if name == "focal":
@@ -33,8 +42,8 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor, loss_type: str = "x
         return losses * (1 - probabilities) ** parameter if parameter > 0 else losses
     if name == "logistic":
         # The reference subtracts the log of the sequence length, not of the vocabulary size: copied.
-        logits = logits - math.log(logits.shape[1])
-        targets = nn.functional.one_hot(labels, logits.shape[-1]).to(logits.dtype)
+        logits = logits - math.log(length or logits.shape[1])
+        targets = torch.zeros_like(logits).scatter_(-1, labels[..., None], 1.0)
         if parameter > 0:
             targets = parameter + targets * (1 - 2 * parameter)
         return nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1)
@@ -55,10 +64,86 @@ def sequence_loss(
         `torch.FloatTensor`: One number.
 
     Source: `ARTrainer.compute_loss` of the reference implementation."""
-    is_target = labels >= 0
-    weights = is_target.float() if label_weights is None else label_weights.float() * is_target
+    weights = _position_weights(labels, label_weights)
     losses = token_losses(logits, labels.clamp(min=0), loss_type)
     return (losses * weights).sum() / (weights.sum() + 1e-9)
+
+
+@torch.compiler.disable  # how many positions count is known only when it runs
+def projected_loss(
+    hidden_states: torch.Tensor,
+    head: nn.Module,
+    labels: torch.Tensor,
+    label_weights: torch.Tensor | None = None,
+    loss_type: str = "xent",
+) -> torch.Tensor:
+    r"""[`sequence_loss`] of the logits `head(hidden_states)`, which never exist all at once.
+
+    Positions without weight get no logits. The others get theirs [`ROWS_AT_ONCE`] at a time, and once more for the
+    gradient. A head whose call does more than a matrix product (an adapter, quantised or sharded weights, hooks) is
+    called once, for all positions that count; what is then cut is the loss in float32.
+
+    Args:
+        hidden_states (`torch.FloatTensor` of shape `(batch, length, hidden_size)`): Of the decoder.
+        head (`nn.Module`): From `hidden_size` to `vocab_size`.
+        labels, label_weights, loss_type: See [`sequence_loss`].
+    Returns:
+        `torch.FloatTensor`: One number."""
+    weights = _position_weights(labels, label_weights)
+    counted = weights.flatten().nonzero().squeeze(-1)
+    if not len(counted):
+        counted = counted.new_zeros(1)  # so that every parameter gets a gradient, which other processes wait for
+    inputs = hidden_states.flatten(0, 1).index_select(0, counted)  # (num_counted, hidden_size)
+    weight = bias = None
+    if _is_plain(head):
+        weight, bias = head.weight, head.bias
+    else:
+        inputs = head(inputs)
+    chunks = zip(
+        inputs.split(ROWS_AT_ONCE),
+        labels.clamp(min=0).flatten()[counted].split(ROWS_AT_ONCE),
+        weights.flatten()[counted].split(ROWS_AT_ONCE),
+        strict=True,
+    )
+    sums = [
+        checkpoint(_weighted_sum, *chunk, weight, bias, loss_type, labels.shape[-1], use_reentrant=False)
+        for chunk in chunks
+    ]
+    return torch.stack(sums).sum() / (weights.sum() + 1e-9)
+
+
+def _position_weights(labels: torch.Tensor, label_weights: torch.Tensor | None) -> torch.Tensor:
+    is_target = labels >= 0
+    return is_target.float() if label_weights is None else label_weights.float() * is_target
+
+
+def _is_plain(head: nn.Module) -> bool:
+    """Whether calling the head is no more than multiplying with its weight and adding its bias."""
+    has_hooks = head._forward_hooks or head._forward_pre_hooks or head._backward_hooks or head._backward_pre_hooks
+    return type(head) is nn.Linear and "forward" not in vars(head) and not has_hooks
+
+
+def _weighted_sum(
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    label_weights: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    loss_type: str,
+    length: int,
+) -> torch.Tensor:
+    """Sum of the weighted losses of some positions; `inputs` are their hidden states, or without `weight` logits."""
+    if weight is not None:
+        device_type = inputs.device.type
+        # Autocast's copy of the weight is not kept from chunk to chunk: the chunks' gradients add up in float32.
+        with torch.autocast(
+            device_type,
+            dtype=torch.get_autocast_dtype(device_type),
+            enabled=torch.is_autocast_enabled(device_type),
+            cache_enabled=False,
+        ):
+            inputs = nn.functional.linear(inputs, weight, bias)
+    return (token_losses(inputs, labels, loss_type, length) * label_weights).sum()
 
 
 def shift_right(labels: torch.Tensor, start_token_id: int, pad_token_id: int) -> torch.Tensor:

@@ -26,7 +26,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_pix2seq import Pix2SeqConfig
 from .generation_pix2seq import Pix2SeqGenerationMixin
 from .grammar_pix2seq import TOKENS_PER_OBJECT
-from .loss_pix2seq import sequence_loss, shift_right
+from .loss_pix2seq import projected_loss, sequence_loss, shift_right
 from .modeling_pix2seq_embeddings import (
     Pix2SeqImagePositions,
     Pix2SeqResNetEmbeddings,
@@ -598,6 +598,7 @@ class Pix2SeqForConditionalGeneration(Pix2SeqPreTrainedModel, Pix2SeqGenerationM
         label_weights: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool | None = None,
         task: str | None = None,
         **kwargs,
     ) -> Seq2SeqLMOutput | tuple:
@@ -611,9 +612,16 @@ class Pix2SeqForConditionalGeneration(Pix2SeqPreTrainedModel, Pix2SeqGenerationM
                 Without `decoder_input_ids` the labels shifted by one are the input.
             label_weights (`torch.FloatTensor` of the shape of `labels`, *optional*): Weights of the token losses.
             logits_to_keep (`int` or `torch.LongTensor`, *optional*): Positions to score: the last so many, or indices.
+            skip_logits (`bool`, *optional*): Compute the loss without making the logits, which saves their memory. By
+                default in training mode with labels; `False` gives both, `True` does it in evaluation mode too.
             task (`str`, *optional*): Not read; what the processor makes for `generate` names its task.
         Returns:
-            `Seq2SeqLMOutput`: `logits` `(batch * sequences, length, vocab_size)` and `loss`, one number."""
+            `Seq2SeqLMOutput`: `logits` `(batch * sequences, length, vocab_size)`, or `None` where they are skipped, and
+            `loss`, one number.
+        Raises:
+            ValueError: If inputs are missing, too long or of a wrong shape, or logits are skipped without labels."""
+        if skip_logits and labels is None:
+            raise ValueError("skip_logits=True leaves nothing to return without labels")
         if labels is not None:
             use_cache = False if use_cache is None else use_cache
             if decoder_input_ids is None and decoder_inputs_embeds is None:
@@ -630,14 +638,20 @@ class Pix2SeqForConditionalGeneration(Pix2SeqPreTrainedModel, Pix2SeqGenerationM
             use_cache=use_cache,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        loss = None
+        hidden_states = outputs.last_hidden_state
         if labels is not None:
-            labels = labels.flatten(0, -2).to(logits.device)  # (batch * sequences, length)
+            labels = labels.flatten(0, -2).to(hidden_states.device)  # (batch * sequences, length)
             if label_weights is not None:
-                label_weights = label_weights.flatten(0, -2).to(logits.device)
-            loss = sequence_loss(logits, labels, label_weights, self.config.loss_type)
+                label_weights = label_weights.flatten(0, -2).to(hidden_states.device)
+        if labels is not None and (self.training if skip_logits is None else skip_logits):
+            logits = None
+            loss = projected_loss(hidden_states, self.lm_head, labels, label_weights, self.config.loss_type)
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden_states[:, kept])
+            loss = None
+            if labels is not None:
+                loss = sequence_loss(logits, labels, label_weights, self.config.loss_type)
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
