@@ -11,11 +11,9 @@ from pix2seq_hf.data.transforms import (
     OBJECT_ORDERS,
     ColorJitter,
     CropToObject,
-    FixedSizeCrop,
     InjectNoiseBoxes,
     OrderObjects,
-    RandomHorizontalFlip,
-    ScaleJitter,
+    RandomView,
     captioning_training_transforms,
     crop,
     crop_region,
@@ -34,11 +32,13 @@ from pix2seq_hf.data.transforms import (
     order_objects,
     pad,
     resize,
+    resize_and_crop,
     resize_objects,
     scaled_size,
     segmentation_training_transforms,
     select_objects,
 )
+from pix2seq_hf.image_processing_pix2seq import resized_size
 
 
 def make_record(num_objects=3, size=(40, 60), seed=0):
@@ -110,6 +110,21 @@ class TestImages:
         assert padded["unpadded_image_size"] == (4, 6)
         with pytest.raises(ValueError, match="4 x 6 pixels cannot be padded to 8 x 5"):
             pad(record, (8, 5))
+
+    @pytest.mark.parametrize("size", [(30, 40), (17, 90), (200, 160), (1, 1), (301, 3)])
+    def test_parts_of_a_resized_picture(self, size):
+        """Every part is the same part of the whole, whose pixels are those of `resize`."""
+        record = make_record(size=(60, 80))
+        whole = resize(record, size)["image"]
+        for region in [(0, 0, *size), (size[0] // 2, size[1] // 3, size[0] - size[0] // 2, size[1] - size[1] // 3)]:
+            top, left, height, width = region
+            expected = whole[:, top : top + height, left : left + width]
+            part = resize_and_crop(record, size, region)["image"]
+            assert torch.allclose(part, expected, rtol=0, atol=5e-7)
+            assert resize_and_crop(record, size, region, is_flipped=True)["image"].equal(part.flip(-1))
+            interleaved = record["image"].permute(1, 2, 0).contiguous().permute(2, 0, 1)
+            assert resize_and_crop({**record, "image": interleaved}, size, region)["image"].equal(part)
+        assert resize_and_crop(record, (60, 80), (0, 0, 60, 80))["image"].equal(image_to_float(record["image"]))
 
 
 class TestGeometry:
@@ -310,26 +325,61 @@ class TestNoiseBoxes:
 
 class TestRandomTransforms:
     def test_flip_is_a_fair_coin(self):
-        record, flip = make_record(1, (2, 2)), RandomHorizontalFlip()
+        record, view = make_record(1, (2, 2)), RandomView((2, 2), 1.0, 1.0)
         rng = np.random.default_rng(0)
-        flipped = sum(flip(record, rng)["boxes_yxyx"].equal(record["boxes_yxyx"]) for _ in range(400))
+        flipped = sum(view(record, rng)["boxes_yxyx"].equal(record["boxes_yxyx"]) for _ in range(400))
         assert 160 < flipped < 240
 
-    def test_scale_jitter_covers_its_range(self):
-        record, jitter = {"image": torch.zeros(3, 50, 50)}, ScaleJitter((100, 100), 0.3, 2.0)
+    def test_scales_cover_their_range(self):
+        record, view = {"image": torch.zeros(3, 50, 50)}, RandomView((100, 100), 0.3, 0.9)
         rng = np.random.default_rng(0)
-        heights = [jitter(record, rng)["image"].shape[1] for _ in range(300)]
-        assert min(heights) in range(30, 36) and max(heights) in range(194, 200)
+        heights = [view(record, rng)["image"].shape[1] for _ in range(300)]
+        assert min(heights) in range(30, 34) and max(heights) in range(86, 90)
         for scales in ((0.0, 1.0), (1.0, 0.5)):
             with pytest.raises(ValueError, match="0 < min <= max"):
-                ScaleJitter((100, 100), *scales)
+                RandomView((100, 100), *scales)
 
-    def test_crop_goes_everywhere(self):
-        record, cut = {"image": torch.zeros(3, 12, 20)}, FixedSizeCrop((8, 8))
+    def test_crops_go_everywhere(self):
+        record, view = {"image": torch.zeros(3, 12, 20)}, RandomView((8, 8), 2.5, 2.5)
         rng = np.random.default_rng(0)
-        offsets = {cut(record, rng)["crop_offset"] for _ in range(300)}
-        assert (0, 0) in offsets and (3, 11) in offsets
-        assert FixedSizeCrop((20, 30))(record, rng)["image"].shape == (3, 12, 20)
+        found = [view(record, rng) for _ in range(300)]
+        assert {each["crop_offset"] for each in found} >= {(0, 0), (3, 11)}
+        assert {tuple(each["image"].shape) for each in found} == {(3, 8, 8)}
+
+    @pytest.mark.parametrize("use_evaluation_resize", [False, True])
+    @pytest.mark.parametrize("as_floats", [False, True])
+    def test_a_view_is_resize_crop_and_flip(self, use_evaluation_resize, as_floats):
+        record = make_record(size=(45, 61))
+        if as_floats:
+            record["image"] = image_to_float(record["image"])
+        before, target = frozen(record), (40, 48)
+        for seed in range(40):
+            found = RandomView(target, 0.3, 2.5, use_evaluation_resize)(record, np.random.default_rng(seed))
+            rng = np.random.default_rng(seed)
+            scale, position, coin = rng.uniform(0.3, 2.5), rng.random(), rng.random()
+            if use_evaluation_resize:
+                expected = resize(record, resized_size((45, 61), (scale * 40, scale * 48)), antialias=True)
+            else:
+                expected = resize(record, scaled_size((45, 61), target, scale))
+            expected = crop(expected, crop_region(expected["image"].shape[-2:], target, position))
+            expected = flip_horizontally(expected) if coin > 0.5 else expected
+            image = expected.pop("image")
+            assert torch.allclose(found.pop("image"), image, rtol=0, atol=1e-6)
+            assert same(found, expected)
+        assert same(record, before)
+
+    def test_a_canvas_changes_nothing_but_the_place(self):
+        for transforms in (
+            detection_training_transforms((64, 48), 10),
+            captioning_training_transforms((64, 48)),
+            detection_training_transforms((64, 48), 10, use_evaluation_resize=True),
+        ):
+            for seed in range(6):
+                canvas = torch.full((3, 64, 48), torch.nan)
+                expected = transforms(make_record(), np.random.default_rng(seed))
+                found = transforms({**make_record(), "canvas": canvas}, np.random.default_rng(seed))
+                assert found["image"].data_ptr() == canvas.data_ptr()
+                assert canvas.equal(expected["image"])
 
     @pytest.mark.parametrize("num_objects", [0, 1, 3, 30])
     def test_training_transforms(self, num_objects):

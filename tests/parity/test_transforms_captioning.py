@@ -69,8 +69,8 @@ def test_training_transforms(recordings, parity_report):
         config["target_size"], color_jitter_strength=config["color_jitter_strength"]
     ).transforms
     steps = sorted((key for key in case if key.startswith("step_")), key=lambda key: int(key.split("_")[1]))
-    assert len(steps) == len(transforms) == 5
-    for transform, step in zip(transforms, steps, strict=True):
+    assert len(steps) == 5 and len(transforms) == 3
+    for transform, step in zip(transforms, steps[2:], strict=True):  # the first three are one here
         record = transform(record, replayed)
         found = difference(record["image"], channels_first(case[step]))
         parity_report(f"captioning, {step.split('/')[0]}", found, IMAGE_TOLERANCE)

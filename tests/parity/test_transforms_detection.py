@@ -23,6 +23,7 @@ from pix2seq_hf.data.transforms import (
     order_objects,
     pad,
     resize,
+    resize_and_crop,
     resize_objects,
     scaled_size,
     shift_boxes,
@@ -84,6 +85,13 @@ def replay(step, record, drawn, config):
     return resize_objects(record, max_instances)
 
 
+def view_of(record, draws, target_size):
+    """The first three steps as one, which is how the chains of the package do it."""
+    scale, position, coin = draws
+    size = scaled_size(record["image"].shape[-2:], target_size, scale)
+    return resize_and_crop(record, size, crop_region(size, target_size, position), is_flipped=coin > 0.5)
+
+
 def test_every_case_is_replayed(recordings):
     assert {key.split("/")[1] for key in recordings if key.startswith("object_detection/")} == set(CASES)
 
@@ -93,9 +101,9 @@ def test_training_transforms(recordings, name, parity_report):
     case = part_of(recordings, f"object_detection/{name}")
     config, draws = json.loads(case["config_json"].item()), draws_of(case)
     pixels = torch.from_numpy(recordings[f"images/{case['image_id']}/pixels_uint8"]).permute(2, 0, 1)
-    record = {"image": pixels, **to_record(part_of(case, "in"))}
+    given = record = {"image": pixels, **to_record(part_of(case, "in"))}
     worst = {"image": 0.0, "boxes_yxyx": 0.0}
-    used = 0
+    used, first_draws = 0, []
     for step in json.loads(case["steps_json"].item()):
         record = replay(step["name"], record, [draws[index] for index in step["draws"]], config)
         used += len(step["draws"])
@@ -107,6 +115,12 @@ def test_training_transforms(recordings, name, parity_report):
                 worst[field] = max(worst[field], found)
             else:
                 assert found == 0, f"{field} after {step['name']}"
+        if step["name"] in ("scale_jitter", "fixed_size_crop", "random_horizontal_flip"):
+            first_draws += [draws[index] for index in step["draws"]]
+        if step["name"] == "random_horizontal_flip":
+            given["image_size"] = tuple(pixels.shape[-2:])
+            view = view_of(given, first_draws, tuple(config["target_size"]))
+            assert all(difference(view[field], record[field]) == 0 for field in set(to_record(recorded)) - {"image"})
     assert used == len(draws)
     out = to_record(part_of(case, "out"))
     for field, value in out.items():
@@ -117,6 +131,8 @@ def test_training_transforms(recordings, name, parity_report):
             assert found == 0, f"{field} at the end"
     assert {"image", "boxes_yxyx", "labels", "areas", "is_crowd", "crop_offset", "unpadded_image_size"} <= set(out)
     parity_report(f"training image, {name}", worst["image"], IMAGE_TOLERANCE)
+    at_once = difference(pad(view, tuple(config["target_size"]))["image"], out["image"])
+    parity_report(f"training image at once, {name}", at_once, IMAGE_TOLERANCE)
     parity_report(f"training boxes, {name}", worst["boxes_yxyx"], POINT_TOLERANCE)
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from pix2seq_hf.data.photometric import draw_color_jitter, jitter_colors
+from pix2seq_hf.data.resampling import resample
 from pix2seq_hf.image_processing_pix2seq import crop_region as object_region
 from pix2seq_hf.image_processing_pix2seq import resized_size
 from pix2seq_hf.tokenization_pix2seq import FAKE_CLASS_LABEL, INVISIBLE_FLOAT, PADDING_FLOAT, preserve_reserved
@@ -46,7 +47,7 @@ def scaled_size(image_size: Size, target_size: Size, scale: float) -> Size:
 
     Args:
         image_size, target_size (`tuple[int, int]`): (height, width) in pixels.
-        scale (`float`): Factor on the target, drawn by [`ScaleJitter`].
+        scale (`float`): Factor on the target, drawn by [`RandomView`].
     Returns:
         `tuple[int, int]`: Truncated to whole pixels."""
     size, target = np.asarray(image_size, np.float32), np.asarray(target_size, np.float32)
@@ -77,7 +78,8 @@ def pad(record: Record, size: Size) -> dict[str, Any]:
     r"""Pad the image at the bottom and at the right, and refer the coordinates to the padded image.
 
     Args:
-        record (`Mapping`): Its image is at most `size`.
+        record (`Mapping`): Its image is at most `size`. A `canvas`, a `torch.FloatTensor` of shape `(3, height, width)`
+            for example of a batch, is where the padded image is written to.
         size (`tuple[int, int]`): (height, width) in pixels.
     Returns:
         `dict`: With `unpadded_image_size`, the image's size before.
@@ -87,12 +89,18 @@ def pad(record: Record, size: Size) -> dict[str, Any]:
     height, width = image.shape[-2:]
     if height > size[0] or width > size[1]:
         raise ValueError(f"an image of {height} x {width} pixels cannot be padded to {size[0]} x {size[1]}: crop first")
-    image = BACKGROUND + F.pad(image - BACKGROUND, (0, size[1] - width, 0, size[0] - height))
+    canvas = record.get("canvas")
+    if canvas is None:
+        canvas = image.new_empty((len(image), *size))
+    if image.data_ptr() != canvas.data_ptr():  # otherwise it was made there
+        canvas[:, :height, :width] = image
+    canvas[:, height:] = BACKGROUND
+    canvas[:, :height, width:] = BACKGROUND
     ratio_yx = torch.tensor([height, width], dtype=torch.float32) / torch.tensor(size, dtype=torch.float32)
     # Departure: the reference scales a keypoint that a crop has made invisible too, and -3 becomes for example -2.2,
     # which it then writes as coordinate 0.
     points = _map_points(record, lambda pairs, _: pairs * ratio_yx)
-    return {**record, **points, "image": image, "unpadded_image_size": (height, width)}
+    return {**record, **points, "image": canvas, "unpadded_image_size": (height, width)}
 
 
 # --- Geometry ---------------------------------------------------------------------------------------------------------
@@ -124,7 +132,14 @@ def crop(record: Record, region: tuple[int, int, int, int]) -> dict[str, Any]:
     Returns:
         `dict`: With `crop_offset` (top, left), added up over several crops."""
     top, left, height, width = region
-    image_size = torch.tensor(record["image"].shape[-2:], dtype=torch.float32)
+    image = record["image"][:, top : top + height, left : left + width]
+    return {**_crop_points(record, record["image"].shape[-2:], region), "image": image}
+
+
+def _crop_points(record: Record, image_size: Size, region: tuple[int, int, int, int]) -> dict[str, Any]:
+    """Everything of [`crop`] but the image."""
+    top, left, height, width = region
+    image_size = torch.tensor(image_size, dtype=torch.float32)
     offset_yx = torch.tensor([top, left], dtype=torch.float32) / image_size
     scale_yx = image_size / torch.tensor([height, width], dtype=torch.float32)
 
@@ -135,7 +150,6 @@ def crop(record: Record, region: tuple[int, int, int, int]) -> dict[str, Any]:
     return {
         **record,
         **_map_points(record, move),
-        "image": record["image"][:, top : top + height, left : left + width],
         "crop_offset": (before_yx[0] + top, before_yx[1] + left),
     }
 
@@ -171,6 +185,11 @@ def flip_horizontally(record: Record, keypoint_pairs: Iterable[tuple[int, int]] 
             and 4, and so on, which suits COCO's persons (the first, the nose, stays).
     Returns:
         `dict`: The mirrored record."""
+    return {**_flip_points(record, keypoint_pairs), "image": record["image"].flip(-1)}
+
+
+def _flip_points(record: Record, keypoint_pairs: Iterable[tuple[int, int]] | None) -> dict[str, Any]:
+    """Everything of [`flip_horizontally`] but the image."""
     fields = _map_points(record, lambda pairs, _: torch.stack([pairs[..., 0], 1.0 - pairs[..., 1]], -1))
     if "boxes_yxyx" in fields:  # the left edge was the right edge
         fields["boxes_yxyx"] = fields["boxes_yxyx"][:, [0, 3, 2, 1]]
@@ -184,7 +203,29 @@ def flip_horizontally(record: Record, keypoint_pairs: Iterable[tuple[int, int]] 
         for left, right in keypoint_pairs:
             order[left], order[right] = right, left
         fields["keypoints_yx"] = pairs[:, order].flatten(-2)
-    return {**record, **fields, "image": record["image"].flip(-1)}
+    return {**record, **fields}
+
+
+def resize_and_crop(
+    record: Record,
+    size: Size,
+    region: tuple[int, int, int, int],
+    is_flipped: bool = False,
+    keypoint_pairs: Iterable[tuple[int, int]] | None = None,
+) -> dict[str, Any]:
+    r"""Do what [`resize`], [`crop`] and [`flip_horizontally`] do one after the other, for the pixels that stay.
+
+    Args:
+        record (`Mapping`): Any; an image without antialiasing is written to its `canvas`, see [`pad`].
+        size (`tuple[int, int]`): (height, width) of the resized picture.
+        region (`tuple[int, int, int, int]`): top, left, height, width in the resized picture.
+        is_flipped (`bool`): Mirror what is left.
+        keypoint_pairs (`Iterable[tuple[int, int]]`, *optional*): See [`flip_horizontally`].
+    Returns:
+        `dict`: The record of the crop; pixels differ from those of the three functions in their last bits."""
+    image = resample(record["image"], size, region, is_flipped, record.get("canvas"))
+    moved = _crop_points(record, size, region)
+    return {**(_flip_points(moved, keypoint_pairs) if is_flipped else moved), "image": image}
 
 
 def _map_points(record: Record, function: Callable[[torch.Tensor, str], torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -378,20 +419,41 @@ def inject_noise_boxes(record: Record, draws: NoiseDraws) -> dict[str, Any]:
 # --- Transforms: draw, then call the function -------------------------------------------------------------------------
 
 
-class ScaleJitter:
-    """Resize to a random share of the target size, keeping the aspect ratio."""
+class RandomView:
+    r"""Resize to a random share of the target size, crop what is larger at a random place, mirror half of the records.
 
-    def __init__(self, target_size: Size, min_scale: float, max_scale: float, use_evaluation_resize: bool = False):
+    Args:
+        target_size (`tuple[int, int]`): (height, width) of the model input.
+        min_scale, max_scale (`float`): Range of the factor on the target size.
+        use_evaluation_resize (`bool`): Resize as the image processor does.
+        use_flip (`bool`): Whether to mirror at all.
+        keypoint_pairs (`Iterable[tuple[int, int]]`, *optional*): See [`flip_horizontally`]."""
+
+    def __init__(
+        self,
+        target_size: Size,
+        min_scale: float,
+        max_scale: float,
+        use_evaluation_resize: bool = False,
+        use_flip: bool = True,
+        keypoint_pairs: Iterable[tuple[int, int]] | None = None,
+    ):
         if not 0 < min_scale <= max_scale:
             raise ValueError(f"scales must satisfy 0 < min <= max, got {min_scale} and {max_scale}")
         self.target_size, self.min_scale, self.max_scale = target_size, min_scale, max_scale
-        self.use_evaluation_resize = use_evaluation_resize
+        self.use_evaluation_resize, self.use_flip = use_evaluation_resize, use_flip
+        self.keypoint_pairs = None if keypoint_pairs is None else tuple(keypoint_pairs)
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
-        scale = rng.uniform(self.min_scale, self.max_scale)
-        if self.use_evaluation_resize:
-            return fit(record, (scale * self.target_size[0], scale * self.target_size[1]))
-        return resize(record, scaled_size(record["image"].shape[-2:], self.target_size, scale))
+        scale, position = rng.uniform(self.min_scale, self.max_scale), rng.random()
+        is_flipped = self.use_flip and rng.random() > 0.5
+        if not self.use_evaluation_resize:
+            size = scaled_size(record["image"].shape[-2:], self.target_size, scale)
+            region = crop_region(size, self.target_size, position)
+            return resize_and_crop(record, size, region, is_flipped, self.keypoint_pairs)
+        record = fit(record, (scale * self.target_size[0], scale * self.target_size[1]))
+        record = crop(record, crop_region(record["image"].shape[-2:], self.target_size, position))
+        return flip_horizontally(record, self.keypoint_pairs) if is_flipped else record
 
 
 class CropToObject:
@@ -412,26 +474,6 @@ class CropToObject:
             rates = draw_truncated_normal(rng, tuple(record["boxes_yxyx"].shape), self.box_jitter)
             record = {**record, "boxes_yxyx": jitter_boxes(record["boxes_yxyx"], torch.from_numpy(rates))}
         return crop_to_object(record, record["object_index"], self.pad_scale)
-
-
-class FixedSizeCrop:
-    """Crop what is larger than the target size, at a random place."""
-
-    def __init__(self, target_size: Size):
-        self.target_size = target_size
-
-    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
-        return crop(record, crop_region(record["image"].shape[-2:], self.target_size, rng.random()))
-
-
-class RandomHorizontalFlip:
-    """Mirror half of the records, at random."""
-
-    def __init__(self, keypoint_pairs: Iterable[tuple[int, int]] | None = None):
-        self.keypoint_pairs = None if keypoint_pairs is None else tuple(keypoint_pairs)
-
-    def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Any]:
-        return flip_horizontally(record, self.keypoint_pairs) if rng.random() > 0.5 else dict(record)
 
 
 class ColorJitter:
@@ -510,7 +552,7 @@ def detection_training_transforms(
     Args:
         image_size (`tuple[int, int]`): (height, width) of the model input.
         max_instances_per_image (`int`): Object slots; missing ones are filled with noise boxes.
-        min_scale, max_scale (`float`): Range of [`ScaleJitter`].
+        min_scale, max_scale (`float`): Range of [`RandomView`].
         use_evaluation_resize (`bool`): Antialias, and round sizes instead of cutting them, as in evaluation; the
             reference does neither in training.
         use_flip (`bool`): Mirror half of the records, at random.
@@ -522,9 +564,7 @@ def detection_training_transforms(
     image_size = (int(image_size[0]), int(image_size[1]))
     return Compose(
         [
-            ScaleJitter(image_size, min_scale, max_scale, use_evaluation_resize),
-            FixedSizeCrop(image_size),
-            *([RandomHorizontalFlip()] if use_flip else []),
+            RandomView(image_size, min_scale, max_scale, use_evaluation_resize, use_flip),
             Apply(filter_invalid_objects),
             OrderObjects(object_order),
             *([InjectNoiseBoxes(max_instances_per_image)] if use_noise_boxes else []),
@@ -560,9 +600,7 @@ def segmentation_training_transforms(
             Apply(filter_without_polygon),
             OrderObjects(object_order),
             Apply(resize_objects, max_instances_per_image),
-            ScaleJitter(image_size, min_scale, max_scale, use_evaluation_resize),
-            FixedSizeCrop(image_size),
-            *([RandomHorizontalFlip()] if use_flip else []),
+            RandomView(image_size, min_scale, max_scale, use_evaluation_resize, use_flip),
             Apply(pad, image_size),
         ]
     )
@@ -596,9 +634,7 @@ def keypoint_training_transforms(
             Apply(filter_invalid_objects),
             OrderObjects(object_order),
             Apply(resize_objects, max_instances_per_image),
-            ScaleJitter(image_size, min_scale, max_scale, use_evaluation_resize),
-            FixedSizeCrop(image_size),
-            *([RandomHorizontalFlip(keypoint_pairs)] if use_flip else []),
+            RandomView(image_size, min_scale, max_scale, use_evaluation_resize, use_flip, keypoint_pairs),
             Apply(pad, image_size),
         ]
     )
@@ -625,9 +661,7 @@ def captioning_training_transforms(
     image_size = (int(image_size[0]), int(image_size[1]))
     return Compose(
         [
-            ScaleJitter(image_size, min_scale, max_scale, use_evaluation_resize),
-            FixedSizeCrop(image_size),
-            *([RandomHorizontalFlip()] if use_flip else []),
+            RandomView(image_size, min_scale, max_scale, use_evaluation_resize, use_flip),
             *([ColorJitter(color_jitter_strength)] if color_jitter_strength else []),
             Apply(pad, image_size),
         ]
