@@ -18,6 +18,7 @@ from typing import Any
 import datasets
 
 from pix2seq_hf.data.annotations import boxes_from_xywh
+from pix2seq_hf.data.problems import Problems
 from pix2seq_hf.data.rows import FEATURES, TASK_FEATURES, Split
 from pix2seq_hf.masks_pix2seq import segmentation_parts
 
@@ -31,6 +32,7 @@ def read_coco(
     max_images: int | None = None,
     tasks: Iterable[str] = ("object_detection",),
     num_keypoints: int = 17,
+    problems: Problems | None = None,
 ) -> Split:
     r"""Open one split of a COCO folder.
 
@@ -41,17 +43,20 @@ def read_coco(
         max_images (`int`, *optional*): Keep at most the first so many pictures.
         tasks (`Iterable[str]`): Names in `TASK_FEATURES`: what is read beside boxes.
         num_keypoints (`int`): Keypoints of an object in the keypoints file.
+        problems ([`Problems`], *optional*): Collects what was mended.
     Returns:
         [`Split`]. Pictures without objects are kept; boxes of zero size are kept too (training drops them).
     Raises:
         OSError: If the folder, the annotation file or a picture is missing.
         ValueError: If the file is not COCO instances JSON, or an entry cannot be used; names file and id."""
-    folder = Path(folder)
+    folder, problems = Path(folder), Problems() if problems is None else problems
     path = find_annotations(folder, split)
     content = read_instances(path)
     id2label = read_categories(content, path)
     extra = {name: feature for task in tasks for name, feature in TASK_FEATURES[task].items()}
 
+    if not content["annotations"]:
+        problems.repair("no annotations", f"{path}: lists no object: every picture counts as empty")
     images = _index_images(content["images"], path)
     objects = _group_objects(content["annotations"], images, id2label, path)
     kept = list(images)
@@ -111,6 +116,11 @@ def _cut(content: Mapping[str, Any], kept: set[int]) -> dict[str, Any]:
         "annotations": [item for item in content["annotations"] if item["image_id"] in kept],
     }
     return {**cut, "categories": content["categories"]} if "categories" in content else cut
+
+
+def list_splits(folder: str | Path) -> list[str]:
+    """Name the splits of a COCO folder; empty if it is none."""
+    return sorted(path.stem.removeprefix("instances_") for path in Path(folder).glob("annotations/instances_*.json"))
 
 
 def find_annotations(folder: str | Path, split: str, kind: str = "instances") -> Path:

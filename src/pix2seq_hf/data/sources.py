@@ -1,0 +1,125 @@
+r"""Which reader opens a data set: looks at what a name stands for, and asks the reader of that layout."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pix2seq_hf.data import coco, voc
+from pix2seq_hf.data.problems import Problems
+from pix2seq_hf.data.rows import Split
+
+# Every layout that is known, and what it is known by; in the order in which they are looked for.
+LAYOUTS = {
+    "saved": "a folder written by save_to_disk (state.json or dataset_dict.json)",
+    "coco": "a COCO folder (annotations/instances_<split>.json or <split>/_annotations.coco.json)",
+    "voc": "a Pascal VOC folder (Annotations/*.xml and JPEGImages/)",
+    "imagefolder": "a folder of pictures with metadata (metadata.jsonl, .csv or .parquet)",
+    "parquet": "a parquet file or a folder of them",
+    "hub": "the name of a data set on the Hub (owner/name)",
+}
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+READERS = {"coco": coco.read_coco, "voc": voc.read_voc}
+SPLITS = {"coco": coco.list_splits, "voc": voc.list_splits}
+
+
+def find_layout(data: str | Path) -> str:
+    r"""Say what a data set is.
+
+    Args:
+        data (`str` or `Path`): A folder, a file, or a name on the Hub.
+    Returns:
+        `str`: A name in `LAYOUTS`.
+    Raises:
+        OSError: If there is no such file or folder, and it cannot be a name on the Hub.
+        ValueError: If it is none of the known layouts; lists them."""
+    path = Path(data)
+    if path.is_file() and path.suffix == ".parquet":
+        return "parquet"
+    if path.is_dir():
+        for layout, is_it in _SIGNS.items():
+            if is_it(path):
+                return layout
+        inside = [child for child in sorted(path.iterdir()) if child.is_dir()]
+        advice = next(
+            (f"; did you mean {child}?" for child in inside if any(is_it(child) for is_it in _SIGNS.values())), ""
+        )
+        known = "; ".join(text for layout, text in LAYOUTS.items() if layout != "hub")
+        raise ValueError(f"{data}: not a data set of a known layout{advice} (known are: {known})")
+    if path.exists():
+        raise ValueError(f"{data}: a single file that is no .parquet and no data.yaml; give the folder of the data set")
+    if not HUB_NAME.fullmatch(str(data)) or ("/" in str(data) and path.parent.is_dir()):
+        raise FileNotFoundError(f"{data}: no such folder")
+    return "hub"
+
+
+def list_splits(data: str | Path) -> list[str]:
+    r"""Name the splits of a data set.
+
+    Raises:
+        OSError, ValueError: As [`find_layout`] does."""
+    layout = find_layout(data)
+    if layout in SPLITS:
+        return SPLITS[layout](data)
+    from pix2seq_hf.data import hub  # brings a reader for each format
+
+    return hub.list_splits(data)
+
+
+def open_split(
+    data: str | Path,
+    split: str,
+    *,
+    image_ids: Iterable[int] | None = None,
+    max_images: int | None = None,
+    tasks: Iterable[str] = ("object_detection",),
+    num_keypoints: int = 17,
+    columns: Mapping[str, str] | None = None,
+    problems: Problems | None = None,
+) -> Split:
+    r"""Open one split of a data set of any known layout.
+
+    Args:
+        data (`str` or `Path`): A folder, a parquet file, or a name on the Hub.
+        split (`str`): For instance `"train"`.
+        image_ids (`Iterable[int]`, *optional*): Keep these pictures only, in this order.
+        max_images (`int`, *optional*): Keep at most the first so many pictures.
+        tasks (`Iterable[str]`): Names in `TASK_FEATURES`: what is read beside boxes.
+        num_keypoints (`int`): Keypoints of an object.
+        columns (`Mapping[str, str]`, *optional*): For tables (parquet, Hub, metadata): where their columns differ.
+        problems ([`Problems`], *optional*): Collects what was mended, and errors; by default the first error is raised.
+    Returns:
+        [`Split`].
+    Raises:
+        OSError: If something is missing; an unknown split is answered with those that are there.
+        ValueError: If the layout is unknown, or something cannot be used."""
+    layout = find_layout(data)
+    options = {"tasks": list(tasks), "num_keypoints": num_keypoints, "problems": problems}
+    if layout in READERS:
+        if columns:
+            raise ValueError(f"{data}: is {LAYOUTS[layout]}, which has no columns to be mapped: leave out `columns`")
+        return READERS[layout](data, split, image_ids, max_images, **options)
+    from pix2seq_hf.data import hub  # brings a reader for each format
+
+    return hub.read_dataset(data, split, image_ids, max_images, columns=columns, **options)
+
+
+def _is_saved(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def _is_table(folder: Path) -> bool:
+    return any(next(folder.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet"))
+
+
+def _is_imagefolder(folder: Path) -> bool:
+    names = (f"{place}metadata.{kind}" for place in ("", "*/") for kind in ("jsonl", "csv", "parquet"))
+    return any(next(folder.glob(name), None) for name in names)
+
+
+_SIGNS = {
+    "saved": _is_saved,
+    "coco": lambda folder: bool(coco.list_splits(folder)),
+    "voc": lambda folder: bool(voc.list_splits(folder)),
+    "imagefolder": _is_imagefolder,
+    "parquet": _is_table,
+}

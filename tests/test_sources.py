@@ -1,0 +1,91 @@
+"""Which reader opens a data set."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from conftest import PROJECT_ROOT
+from pix2seq_hf.data.problems import Problems
+from pix2seq_hf.data.sources import find_layout, list_splits, open_split
+
+VOC = (
+    "<annotation><size><width>40</width><height>20</height></size><object><name>dog</name><bndbox><xmin>1</xmin>"
+    "<ymin>2</ymin><xmax>5</xmax><ymax>6</ymax></bndbox></object></annotation>"
+)
+
+
+def write_voc(folder):
+    for name in ("Annotations", "JPEGImages"):
+        (folder / name).mkdir(parents=True)
+    Image.new("RGB", (40, 20)).save(folder / "JPEGImages/a.png")
+    (folder / "Annotations/a.xml").write_text(VOC)
+
+
+def write_coco(folder, split="train"):
+    for name in ("annotations", split):
+        (folder / name).mkdir(parents=True)
+    Image.new("RGB", (40, 20)).save(folder / split / "a.png")
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 20}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 4, 4], "area": 16, "iscrowd": 0}],
+        "categories": [{"id": 1, "name": "dog"}],
+    }
+    (folder / f"annotations/instances_{split}.json").write_text(json.dumps(content))
+
+
+WRITERS = {"voc": (write_voc, "all"), "coco": (write_coco, "train")}
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_every_layout_gives_the_same(tmp_path, layout):
+    write, split = WRITERS[layout]
+    write(tmp_path / "data")
+    assert find_layout(tmp_path / "data") == layout and list_splits(str(tmp_path / "data")) == [split]
+    problems = Problems()
+    opened = open_split(tmp_path / "data", split, problems=problems)
+    assert opened.id2label == {1: "dog"} and not problems.found
+    row = opened.dataset[0]
+    assert row["image_size"] == [20, 40] and row["labels"] == [1] and row["areas"] == [16]
+    assert row["boxes_yxyx"][0] == pytest.approx([0.1, 0.025, 0.3, 0.125])
+    (item,) = opened.annotations["annotations"]
+    assert (item["bbox"], item["area"], item["iscrowd"]) == ([1, 2, 4, 4], 16, 0)
+    with pytest.raises(OSError, match=rf"splits that are there: {split}") as caught:
+        open_split(tmp_path / "data", "nonsense")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="has no columns to be mapped: leave out `columns`"):
+        open_split(tmp_path / "data", split, columns={"image": "picture"})
+
+
+def test_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    assert find_layout("detection-datasets/coco") == find_layout("cppe-5") == "hub"
+    for name in ("data/nothing", "./nothing", tmp_path / "nothing", "a/b/c", "../x"):
+        with pytest.raises(FileNotFoundError, match=r"(nothing|c|x): no such folder"):
+            find_layout(name)
+    (tmp_path / "a.parquet").write_bytes(b"")
+    assert find_layout("a.parquet") == "parquet"
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"a\.json: a single file that is no \.parquet"):
+        find_layout(tmp_path / "a.json")
+
+
+def test_unknown_layouts(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"not a data set of a known layout \(known are: .*COCO.*VOC.*parquet"
+    ) as caught:
+        find_layout(tmp_path)
+    assert "\n" not in str(caught.value)
+    write_voc(tmp_path / "VOC2012")
+    with pytest.raises(ValueError, match=r"not a data set of a known layout; did you mean .*/VOC2012\?"):
+        open_split(tmp_path, "all")
+
+
+def test_real_folders():
+    folder = PROJECT_ROOT.parent / "shared/data"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    assert find_layout(folder / "bccd") == "voc" and find_layout(folder / "coco_mini") == "coco"
+    assert list_splits(folder / "bccd") == ["train", "trainval", "val", "all"]
+    assert list_splits(folder / "coco_mini") == ["train2017", "val2017"]
