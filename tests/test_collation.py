@@ -1,23 +1,40 @@
 """From rows to batches: every sample once per epoch, and the same batch whatever happened before it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pix2seq_hf.data.coco import read_coco
 from pix2seq_hf.data.collation import (
+    BadSample,
     ObjectDataset,
     RecordDataset,
     SampleKey,
     StreamSampler,
     TrainingCollator,
     sample_generator,
+    split_batch,
 )
 from pix2seq_hf.data.rows import load_record
 from pix2seq_hf.data.scenes import write_scenes
-from pix2seq_hf.data.transforms import CropToObject, detection_training_transforms
+from pix2seq_hf.data.transforms import (
+    Apply,
+    Compose,
+    CropToObject,
+    captioning_training_transforms,
+    detection_training_transforms,
+    keypoint_training_transforms,
+    resize_objects,
+    segmentation_training_transforms,
+)
+from pix2seq_hf.loss_pix2seq import sequence_loss
+from pix2seq_hf.processing_pix2seq import TASKS
 from pix2seq_hf.task_object_detection import ObjectDetection
 from pix2seq_hf.tokenization_pix2seq import Pix2SeqVocabulary
+from tiny_multitask import multitask_config, multitask_processor, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +104,12 @@ def test_batch_is_what_the_task_writes_for_the_transformed_record(rows):
         "decoder_input_ids": (2, 40),
         "labels": (2, 40),
         "label_weights": (2, 40),
+        "sample_rows": (2,),
+        "is_bad": (2,),
     }
+    inputs, sample_rows, is_bad = split_batch(batch)
+    assert sample_rows.tolist() == [4, 1] and not is_bad.any()
+    assert set(batch) - set(inputs) == {"sample_rows", "is_bad"}
     key, record = samples[1]
     rng = np.random.default_rng([0, 2, 1, 0])
     record = detection_training_transforms((64, 64), 8)(record, rng)
@@ -108,20 +130,37 @@ def test_duplicates_share_the_picture_and_nothing_else(rows):
     assert len({tuple(row) for row in batch["decoder_input_ids"].tolist()}) == 6
 
 
-@pytest.fixture
-def one_thread():
-    """Means of colours are summed in an order that depends on the number of threads, and a worker has one."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
-def test_batches_do_not_depend_on_workers_or_interruptions(rows, one_thread):
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_batches_do_not_depend_on_workers_or_interruptions(rows, num_workers):
     whole = batches(rows)
-    assert_equal(batches(rows, num_workers=2), whole)
-    assert_equal(batches(rows, start=6), whole[2:])
+    assert_equal(batches(rows, num_workers), whole)
+    assert_equal(batches(rows, num_workers, start=6), whole[2:])
     assert not torch.equal(batches(rows, seed=1)[0]["labels"], whole[0]["labels"])
+
+
+def test_processes_share_what_one_has(rows):
+    """As Accelerate shares batches out: every process makes its part of every batch alone."""
+    whole, dataset, collator = batches(rows), RecordDataset(rows), make_collator()
+    keys = list(StreamSampler(len(rows), 0, stop=12))
+    for number, batch in enumerate(whole):
+        parts = [keys[3 * number : 3 * number + 2], keys[3 * number + 2 : 3 * number + 3]]
+        found = [collator([dataset[key] for key in part]) for part in parts]
+        assert_equal([{name: torch.cat([part[name] for part in found]) for name in batch}], [batch])
+
+
+def test_colours_do_not_depend_on_workers(rows):
+    """Means of colours are sums, whose order could depend on the number of threads."""
+    collator = make_collator()
+    collator.transforms = Compose([*captioning_training_transforms((64, 64)).transforms, Apply(resize_objects, 8)])
+    samples = [RecordDataset(rows)[SampleKey(0, row)] for row in range(5)]
+    found, before = [], torch.get_num_threads()
+    for num_threads in (1, 4):
+        torch.set_num_threads(num_threads)
+        found.append(collator(samples))
+        assert torch.get_num_threads() == num_threads
+    torch.set_num_threads(before)
+    assert_equal(found[:1], found[1:])
 
 
 def test_kept_records_give_the_same_batches(rows, monkeypatch):
@@ -154,3 +193,96 @@ def test_objects_are_cut_out(rows):
         height, width = found["image_size"]
         ymin, xmin, ymax, xmax = whole["boxes_yxyx"][index].tolist()
         assert abs(height - (ymax - ymin) * 48) < 2.5 and abs(width - (xmax - xmin) * 64) < 2.5
+
+
+@pytest.fixture
+def damaged(rows, tmp_path):
+    """The rows with one picture cut off, one of another size, and one that is missing."""
+    pictures = [dict(row["image"]) for row in rows]
+    content = Path(pictures[1]["path"]).read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    Image.new("RGB", (30, 20)).save(tmp_path / "small.png")
+    for row, name in {1: "cut.png", 2: "small.png", 4: "missing.png"}.items():
+        pictures[row] = {"path": str(tmp_path / name), "bytes": None}
+    return rows.remove_columns("image").add_column("image", pictures, feature=rows.features["image"])
+
+
+WORDS = {1: "cut.png: is truncated", 2: "small.png: the picture is 30 x 20", 4: "missing.png: No such file"}
+
+
+def test_bad_samples_do_not_end_an_epoch(rows, damaged):
+    good, found = batches(rows), batches(damaged)
+    assert_equal(batches(damaged, num_workers=2), found)
+    for before, after in zip(good, found, strict=True):
+        assert torch.equal(before["sample_rows"], after["sample_rows"])
+        is_bad = torch.isin(after["sample_rows"], torch.tensor([1, 2, 4]))
+        assert torch.equal(after["is_bad"], is_bad) and not before["is_bad"].any()
+        for name in split_batch(before)[0]:
+            assert torch.equal(after[name][~is_bad], before[name][~is_bad])
+        assert not after["label_weights"][is_bad].any()
+        if (~is_bad).any():  # the picture of a bad sample is that of the first good one
+            first = after["pixel_values"][~is_bad][:1]
+            assert (after["pixel_values"][is_bad] == first).all()
+    assert {row for batch in found for row in batch["sample_rows"][batch["is_bad"]].tolist()} == {1, 2, 4}
+
+
+def test_bad_samples_are_described(damaged):
+    dataset = RecordDataset(damaged)
+    for row, words in WORDS.items():
+        key, sample = dataset[SampleKey(0, row)]
+        assert key == (0, row) and isinstance(sample, BadSample)
+        assert words in sample.message and sample.message == dataset.describe(row)
+        assert "\n" not in sample.message
+    assert dataset.image_id(2) == damaged[2]["image_id"]
+
+
+def test_a_batch_of_bad_samples_costs_nothing(damaged):
+    dataset = RecordDataset(damaged)
+    batch = make_collator(batch_duplicates=2)([dataset[SampleKey(0, row)] for row in (1, 4)])
+    inputs, sample_rows, is_bad = split_batch(batch)
+    assert sample_rows.tolist() == [1, 1, 4, 4] and is_bad.all()
+    assert inputs["pixel_values"].shape == (4, 3, 64, 64) and inputs["pixel_values"].isfinite().all()
+    assert not inputs["label_weights"].any()
+    logits = torch.randn(4, 40, 3000, requires_grad=True)
+    loss = sequence_loss(logits, inputs["labels"], inputs["label_weights"])
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.any()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_can_do_without_samples(name):
+    config = multitask_config()
+    transforms = {
+        "object_detection": detection_training_transforms((64, 64), 8),
+        "instance_segmentation": segmentation_training_transforms((64, 64), 4),
+        "keypoint_detection": Compose([CropToObject(0.5), *keypoint_training_transforms((64, 64)).transforms]),
+        "captioning": captioning_training_transforms((64, 64)),
+    }[name]
+    options = TASKS[name].target_options(config)
+    if name == "captioning":
+        options["tokenizer"] = tiny_tokenizer()
+    processor = multitask_processor(config)
+    collator = TrainingCollator(TASKS[name], processor.vocabulary, transforms, 0, **options)
+    batch = collator([(SampleKey(0, 3), BadSample("a.png: is empty"))] * 2)
+    assert batch["is_bad"].all() and not batch["label_weights"].any()
+    assert batch["labels"].shape[:1] == batch["pixel_values"].shape[:1] == (2,)
+
+
+def test_records_that_no_sequence_can_be_made_of(rows):
+    transforms, dataset, collator = detection_training_transforms((64, 64), 8), RecordDataset(rows), make_collator()
+
+    def transform(record, rng):
+        found = transforms(record, rng)
+        return (
+            {**found, "labels": found["labels"].clamp(min=950)} if record["image_id"] == dataset.image_id(3) else found
+        )
+
+    collator.transforms = transform
+    batch = collator([dataset[SampleKey(0, 3)], dataset[SampleKey(0, 1)]])
+    assert batch["is_bad"].tolist() == [True, False] and not batch["label_weights"][0].any()
+    assert torch.equal(batch["pixel_values"][0], batch["pixel_values"][1])
+    assert "label 950" in dataset.describe(3, collator.prepare)
+    assert dataset.describe(3).startswith(f"{rows[3]['image']['path']}: can be read")
+    with pytest.raises(TypeError):  # a fault of the program is none of the data
+        collator.transforms = lambda record, rng: record + 1
+        collator([dataset[SampleKey(0, 3)]])
