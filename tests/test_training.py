@@ -1,5 +1,6 @@
 """Recipes and the training loop on drawn pictures: it learns, repeats itself, resumes, and refuses nonsense."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,11 +10,13 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from safetensors import safe_open
 
 from pix2seq_hf.data.scenes import SCENE_CLASSES, write_scenes
 from pix2seq_hf.training import command
 from pix2seq_hf.training.arguments import RECIPES, Recipe, build_recipe, list_recipes, load_recipe, save_recipe
-from pix2seq_hf.training.loop import build_model, train, train_step
+from pix2seq_hf.training.build import build_model
+from pix2seq_hf.training.loop import train, train_step
 
 TINY = {
     "model": {
@@ -216,8 +219,8 @@ def test_an_interrupted_run_continues_to_the_same_weights(scenes, tmp_path, monk
         train(recipe, scenes, tmp_path / "broken", show_progress=False)
     assert [path.name for path in (tmp_path / "broken/checkpoints").iterdir()] == ["step-3"]
     with pytest.raises(ValueError, match="has a run already; continue it with --resume"):
-        train(recipe, scenes, tmp_path / "broken", show_progress=False)
-    with pytest.raises(ValueError, match=r"cannot resume, training\.steps was 6 and is 7 now"):
+        train(recipe, scenes, tmp_path / "broken", resume=False, show_progress=False)
+    with pytest.raises(ValueError, match=r"cannot be continued, training\.steps was 6 and is 7 now"):
         train(tiny(training={"checkpoint_steps": 3, "steps": 7}), scenes, tmp_path / "broken", resume=True)
     train(recipe, scenes, tmp_path / "broken", resume=True, show_progress=False)
     assert_same_weights(tmp_path / "straight", tmp_path / "broken")
@@ -246,18 +249,30 @@ def test_clipping(scenes):
     for limit in (None, 1.0):
         model = Square()
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        batch = {"label_weights": torch.ones(1)}
+        batch = {"label_weights": torch.ones(1), "sample_rows": torch.zeros(1), "is_bad": torch.tensor([False])}
         batches = {"object_detection": iter([batch])}
-        losses = train_step(Accelerator(cpu=True), model, optimizer, batches, {"object_detection": 1.0}, limit)
-        assert losses["object_detection"].item() == 25
+        steps = train_step(Accelerator(cpu=True), model, optimizer, batches, {"object_detection": 1.0}, limit)
+        assert steps["object_detection"].loss.item() == 25
         moves[limit] = (torch.tensor([3.0, 4.0]) - model.weight).norm().item()
     assert moves[None] == pytest.approx(10) and moves[1.0] == pytest.approx(1, abs=1e-4)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(scenes, tmp_path):
+    """With the step, the task, the pictures, and the batch, from which the loss can be computed again."""
     recipe = tiny(optimization={"learning_rate": 1e30, "warmup_steps": 0})
-    with pytest.raises(ValueError, match=r"loss of object_detection is nan within the 2 steps before step \d: lower"):
+    with pytest.raises(ValueError, match=r"^step 2: the loss of object_detection is nan, .* pictures \d") as caught:
         train(recipe, scenes, tmp_path / "run", show_progress=False)
+    assert "\n" not in str(caught.value)
+    path = tmp_path / "run/failed/step-2-object_detection-0.safetensors"
+    assert str(path) in str(caught.value)
+    with safe_open(path, "pt") as file:
+        facts = {name: json.loads(value) for name, value in file.metadata().items()}
+        assert facts["step"] == 2 and len(facts["image_ids"]) == 4
+        batch = {name.removeprefix("0/"): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    model, _ = build_model(recipe.model, SCENE_CLASSES)
+    assert model(**batch).loss.isfinite()  # it was the weights that went wrong, not the batch
+    ends = json.loads((tmp_path / "run/run.json").read_text())["starts"]
+    assert ends[0]["end"].startswith("ValueError: step 2") and ends[0]["end_step"] >= 2
 
 
 def test_settings_that_do_not_fit_together(scenes, tmp_path):
@@ -275,11 +290,11 @@ def test_settings_that_do_not_fit_together(scenes, tmp_path):
 def test_fine_tuning_starts_from_a_trained_model(scenes, tmp_path):
     train(tiny(training={"steps": 3}), scenes, tmp_path / "first", show_progress=False)
     recipe = build_recipe({"model": {"pretrained": str(tmp_path / "first/final"), "config": {"drop_path_rate": 0.0}}})
-    model, processor = build_model(recipe.model, {7: "cat"})
+    model, processor = build_model(recipe.model, SCENE_CLASSES)
     weights = final_weights(tmp_path / "first")
     state = model.state_dict()
     assert all(torch.equal(state[name], value) for name, value in weights.items())
-    assert model.config.id2label == {7: "cat"} == processor.vocabulary.id2label
+    assert model.config.id2label == SCENE_CLASSES == processor.vocabulary.id2label
     assert model.config.drop_path_rate == 0.0 and model.config.hidden_size == 16
 
 

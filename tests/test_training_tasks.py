@@ -9,20 +9,19 @@ import yaml
 from accelerate import Accelerator
 from PIL import Image
 
-from pix2seq_hf.data.collation import StreamSampler
+from pix2seq_hf.data.collation import StreamSampler, split_batch
 from pix2seq_hf.processing_pix2seq import TASKS
 from pix2seq_hf.training.arguments import Recipe, build_recipe, load_recipe, save_recipe
-from pix2seq_hf.training.loop import (
+from pix2seq_hf.training.build import (
     build_caption_tokenizer,
     build_dataset,
     build_loader,
     build_model,
     build_optimizer,
     build_schedule,
-    read_split,
-    train,
-    train_step,
+    open_material,
 )
+from pix2seq_hf.training.loop import train, train_step
 
 CONFIG = {
     "image_size": [32, 32], "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -89,15 +88,15 @@ def folder(tmp_path_factory):
 
 
 def parts_of(recipe, folder):
-    split = read_split(recipe, folder)
-    tokenizer = build_caption_tokenizer(recipe, split)
-    model, processor = build_model(recipe.model, split.id2label, list(recipe.tasks), tokenizer)
-    return split, model, processor
+    material = open_material(recipe, folder)
+    tokenizer = build_caption_tokenizer(recipe, material.split)
+    model, processor = build_model(recipe.model, material.split.id2label, list(recipe.tasks), tokenizer)
+    return material, model, processor
 
 
 def first_batch(name, recipe, folder):
-    split, model, processor = parts_of(recipe, folder)
-    samples = build_dataset(name, recipe, split, model.config)
+    material, model, processor = parts_of(recipe, folder)
+    samples = build_dataset(name, recipe, material, model.config)
     loader = build_loader(recipe, name, samples, model.config, processor, 0, 1, Accelerator(cpu=True))
     return next(iter(loader))
 
@@ -161,11 +160,11 @@ def test_wrong_settings_are_named(sections, message):
 
 def test_every_task_gets_what_it_can_learn_from(folder):
     recipe = tiny(**ALL_TASKS)
-    split, model, _ = parts_of(recipe, folder)
-    samples = {name: build_dataset(name, recipe, split, model.config) for name in recipe.tasks}
+    material, model, _ = parts_of(recipe, folder)
+    samples = {name: build_dataset(name, recipe, material, model.config).dataset for name in recipe.tasks}
     assert samples["object_detection"].rows["image_id"] == [1, 2, 3]
     assert samples["instance_segmentation"].rows["image_id"] == [1, 2, 3]
-    assert samples["keypoint_detection"].objects == [(0, 0), (1, 1)]
+    assert samples["keypoint_detection"].objects.tolist() == [[0, 0], [1, 1]]
     assert samples["captioning"].rows["image_id"] == [1, 4]
 
 
@@ -191,9 +190,9 @@ def test_nothing_to_learn_from(folder):
     with pytest.raises(ValueError, match=r"train2017 has no object with keypoints of the labels \[1\]"):
         first_batch("keypoint_detection", recipe, folder)
     recipe = tiny(captioning={"tokenizer": "x"}, data={"image_ids": [2, 3]})
-    split = read_split(recipe, folder)
+    material = open_material(recipe, folder)
     with pytest.raises(ValueError, match="no picture of train2017 has a caption"):
-        build_dataset("captioning", recipe, split, build_model(recipe.model, split.id2label)[0].config)
+        build_dataset("captioning", recipe, material, build_model(recipe.model, material.split.id2label)[0].config)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +211,7 @@ def test_nothing_to_learn_from(folder):
 )
 def test_sequences_must_fit(folder, task, field, value, message):
     recipe = tiny(**{task: ALL_TASKS[task]}, model={"config": {**CONFIG, field: value}})
-    split = read_split(tiny(**{task: {}}), folder)
+    split = open_material(tiny(**{task: {}}), folder).split
     tokenizer = build_caption_tokenizer(recipe, split)
     with pytest.raises(ValueError, match=message):
         build_model(recipe.model, split.id2label, list(recipe.tasks), tokenizer)
@@ -226,15 +225,15 @@ def test_one_task_is_the_plain_loop(folder, tmp_path):
     recipe = tiny()
     train(recipe, folder, tmp_path / "run", show_progress=False)
     torch.manual_seed(recipe.training.seed)
-    split, model, processor = parts_of(recipe, folder)
-    samples = build_dataset("object_detection", recipe, split, model.config)
+    material, model, processor = parts_of(recipe, folder)
+    samples = build_dataset("object_detection", recipe, material, model.config)
     loader = build_loader(recipe, "object_detection", samples, model.config, processor, 0, 4, Accelerator(cpu=True))
     assert isinstance(loader.sampler, StreamSampler)
     optimizer, schedule = build_optimizer(recipe, model), build_schedule(recipe, len(samples))
     for step, batch in enumerate(loader):
         for group in optimizer.param_groups:
             group["lr"] = schedule(step)
-        model(**batch).loss.backward()
+        model(**split_batch(batch)[0]).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     from safetensors.torch import load_file
@@ -255,7 +254,8 @@ class Point(torch.nn.Module):
 
 
 def batch_of(x, y, weight=1.0):
-    return {"target": torch.tensor([x, y]), "label_weights": torch.tensor([weight])}
+    beside = {"sample_rows": torch.tensor([0]), "is_bad": torch.tensor([False])}
+    return {"target": torch.tensor([x, y]), "label_weights": torch.tensor([weight]), **beside}
 
 
 def step_of(batches, weights, num_steps=None, limit=None):
@@ -264,8 +264,8 @@ def step_of(batches, weights, num_steps=None, limit=None):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     model, optimizer = accelerator.prepare(model, optimizer)
     streams = {name: iter(parts) for name, parts in batches.items()}
-    losses = train_step(accelerator, model, optimizer, streams, weights, limit)
-    return {name: loss.item() for name, loss in losses.items()}, model.weight.tolist()
+    steps = train_step(accelerator, model, optimizer, streams, weights, limit)
+    return {name: step.loss.item() for name, step in steps.items()}, model.weight.tolist()
 
 
 def test_gradients_are_summed_by_weight():
@@ -321,7 +321,7 @@ def test_all_tasks_at_once(folder, tmp_path):
         assert found
 
     train(tiny(**ALL_TASKS, training={"steps": 3}), folder, tmp_path / "short", show_progress=False)
-    with pytest.raises(ValueError, match=r"cannot resume, captioning\.weight was 1\.0 and is 2\.0 now"):
+    with pytest.raises(ValueError, match=r"cannot be continued, captioning\.weight was 1\.0 and is 2\.0 now"):
         changed = {**ALL_TASKS, "captioning": {**ALL_TASKS["captioning"], "weight": 2}}
         train(tiny(**changed, training={"steps": 3}), folder, tmp_path / "short", resume=True, show_progress=False)
 
@@ -352,7 +352,7 @@ def test_fine_tuning_keeps_tokenizer_and_skeleton(folder, tmp_path):
     final = train(recipe, folder, tmp_path / "first", show_progress=False)
     recipe = build_recipe({**TINY, "model": {"pretrained": str(final)}, "captioning": {}, "keypoint_detection": {}})
     assert parts_of(recipe, folder)[1].config.num_keypoints == 3
-    tokenizer = build_caption_tokenizer(recipe, read_split(recipe, folder))
+    tokenizer = build_caption_tokenizer(recipe, open_material(recipe, folder).split)
     assert (
         tokenizer.get_vocab()
         == parts_of(tiny(captioning=ALL_TASKS["captioning"]), folder)[2].caption_tokenizer.get_vocab()

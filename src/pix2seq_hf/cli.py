@@ -21,8 +21,9 @@ class Command(NamedTuple):
 COMMANDS = {
     "predict": Command("pix2seq_hf.prediction", "find boxes, masks, keypoints and captions in pictures, and draw them"),
     "convert": Command("pix2seq_hf.conversion.convert", "turn a released TensorFlow checkpoint into a model folder"),
-    "train": Command("pix2seq_hf.training.command", "train or fine-tune a model on a COCO folder"),
+    "train": Command("pix2seq_hf.training.command", "train or fine-tune a model on one's own or a known data set"),
     "evaluate": Command("pix2seq_hf.evaluation.command", "measure boxes, masks, keypoints, captions on a COCO folder"),
+    "data": Command("pix2seq_hf.data.command", "look into data sets, find what is wrong, convert them to parquet"),
     "demo": Command("pix2seq_hf.demo", "train on drawn pictures and detect in a new one, offline, in minutes"),
 }
 
@@ -39,7 +40,7 @@ exit codes:
   0    everything was done
   1    the command finished, but left out what it names on standard error, for example a broken picture
   2    nothing could be done: a wrong option, a missing file, a checkpoint of another model
-  130  interrupted with Ctrl-C
+  130  interrupted with Ctrl-C (143: with SIGTERM); training has saved its state
 """
 
 # Set before torch, transformers or TensorFlow are imported, whose start-up messages say nothing to a command's user.
@@ -108,9 +109,10 @@ def run_command(name: str, arguments: list[str]) -> int:
     try:
         module = importlib.import_module(COMMANDS[name].module)
         return module.run(build_parser(name, module).parse_args(arguments)) or 0
-    except KeyboardInterrupt:
-        print(f"pix2seq {name}: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        what = f": {describe_error(error)}" if error.args else ""
+        print(f"pix2seq {name}: interrupted{what}", file=sys.stderr)
+        return getattr(error, "exit_code", 130)
     except BrokenPipeError:
         # The reader of our output, `head` for example, has had enough. Nothing may be flushed into the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,21 +1,23 @@
-"""Train a model on a COCO folder, for one task or for several at once.
+"""Train a model for one task or for several at once, on a data set of one's own or a known one.
 
-The folder holds annotations/instances_SPLIT.json, for keypoints and captions also person_keypoints_SPLIT.json and
-captions_SPLIT.json, and the pictures in SPLIT/. The sections of a recipe that are named after tasks say which are
-trained, each with settings of its own; without one it is object detection.
+DATA is a COCO folder, a Pascal VOC folder, a YOLO folder, a folder of pictures with metadata, parquet files, or the
+name of a data set on the Hub; `pix2seq data inspect DATA` shows it and finds what is wrong with it. The sections of a
+recipe that are named after tasks say which are trained, each with its own settings; without one it is object detection.
 
 examples:
   pix2seq train --recipe overfit --data coco_mini --output runs/overfit
   pix2seq train --recipe overfit --data coco_mini --output runs/mine --set training.steps=500 --set data.max_images=4
   pix2seq train --recipe overfit_tasks --data coco_mini --output runs/tasks
-  pix2seq train --recipe mine.yaml --data coco --output runs/mine --resume
   accelerate launch scripts/train.py --recipe mine.yaml --data coco --output runs/mine     (the same, on many devices)
 
-The result is OUTPUT/final, a folder for `pix2seq predict --model`; watch the run with
-`tensorboard --logdir OUTPUT`.
+A run that was interrupted goes on from its last checkpoint when the same command is given again. The result is
+OUTPUT/final, a folder for `pix2seq predict --model`; OUTPUT/best is the model that did best on evaluation.split, if the
+recipe names one. Watch the run with `tensorboard --logdir OUTPUT`.
 """
 
 import argparse
+import logging
+import os
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", required=True, metavar="NAME", help="a recipe of the package, or the path of a .yaml file"
     )
-    parser.add_argument("--data", required=True, metavar="DIR", help="COCO folder")
+    parser.add_argument(
+        "--data", required=True, metavar="DATA", help="the data set: a folder, a file, or a name on the Hub"
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the run; made if it is missing")
     parser.add_argument(
         "--set",
@@ -33,7 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="overrides",
         help="change a setting of the recipe, for instance training.batch_size=8; may be given several times",
     )
-    parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT from its last checkpoint")
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        help="continue the run in OUTPUT from its last checkpoint (default: if there is one); --no-resume refuses to",
+    )
+    parser.add_argument(
+        "--max-bad",
+        type=float,
+        metavar="SHARE",
+        help="share of the pictures that may turn out unusable before the run stops (short for --set data.max_bad)",
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar; errors are still shown")
 
 
@@ -41,11 +55,20 @@ def run(args: argparse.Namespace) -> int:
     """Train as the options say and return the exit code 0."""
     from pix2seq_hf.training.arguments import load_recipe
 
-    recipe = load_recipe(args.recipe, args.overrides)  # before the imports that take seconds
+    overrides = [*args.overrides, *([] if args.max_bad is None else [f"data.max_bad={args.max_bad}"])]
+    recipe = load_recipe(args.recipe, overrides)  # before the imports that take seconds
 
     from pix2seq_hf.training.loop import train
 
+    show_log(args.quiet)
     final = train(recipe, args.data, args.output, resume=args.resume, show_progress=not args.quiet)
     if not args.quiet:
         print(f"trained: {final}")
     return 0
+
+
+def show_log(is_quiet: bool) -> None:
+    """Print what the package logs: everything from the first process, warnings from the others and if quiet."""
+    level = logging.WARNING if is_quiet or int(os.environ.get("RANK", "0")) else logging.INFO
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("pix2seq_hf").setLevel(level)

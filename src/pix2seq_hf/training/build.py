@@ -1,0 +1,403 @@
+"""What is a run made of: data, model, optimiser and loaders, from the settings of a recipe."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, ProjectConfiguration
+
+from pix2seq_hf.configuration_pix2seq import COCO_KEYPOINT_NAMES, Pix2SeqConfig
+from pix2seq_hf.data.collation import ObjectDataset, RecordDataset, StreamSampler, TrainingCollator
+from pix2seq_hf.data.mixture import MixtureSampler, join_splits
+from pix2seq_hf.data.problems import Problems
+from pix2seq_hf.data.rows import Split
+from pix2seq_hf.data.sources import open_split
+from pix2seq_hf.data.transforms import (
+    Compose,
+    CropToObject,
+    captioning_training_transforms,
+    detection_training_transforms,
+    keypoint_training_transforms,
+    segmentation_training_transforms,
+)
+from pix2seq_hf.generation_pix2seq import build_generation_config
+from pix2seq_hf.modeling_pix2seq import Pix2SeqForConditionalGeneration
+from pix2seq_hf.processing_pix2seq import TASKS, Pix2SeqProcessor
+from pix2seq_hf.task_object_detection import TOKENS_PER_OBJECT
+from pix2seq_hf.training.arguments import ModelArguments, Recipe, TaskArguments
+from pix2seq_hf.training.caption_tokenizer import load_caption_tokenizer, train_caption_tokenizer
+from pix2seq_hf.training.interruption import ignore_stop_signals
+from pix2seq_hf.training.optimization import AdamW, WarmUpAndDecay, group_parameters, scale_learning_rate
+from pix2seq_hf.training.pretrained import load_pretrained, read_pretrained_config
+
+logger = logging.getLogger(__name__)
+
+TRACKER_PROJECT = "tensorboard"  # for TensorBoard the name of a folder in that of the run
+
+
+@dataclass(frozen=True)
+class Material:
+    r"""What a run learns from.
+
+    Args:
+        split ([`Split`]): The rows of all data sets, one after the other.
+        sizes (`list[int]`): Rows of each data set.
+        weights (`list[float]`): How often each is drawn from.
+        tasks (`list[set[str]]`): What each is used for."""
+
+    split: Split
+    sizes: list[int]
+    weights: list[float]
+    tasks: list[set[str]]
+
+
+@dataclass(frozen=True)
+class TaskSamples:
+    r"""What a task learns from.
+
+    Args:
+        dataset ([`RecordDataset`]): Samples of all data sets, one after the other; never empty.
+        sizes (`list[int]`): Samples of each data set.
+        weights (`list[float]`): How often each is drawn from."""
+
+    dataset: RecordDataset
+    sizes: list[int]
+    weights: list[float]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+def open_material(recipe: Recipe, data: str | Path) -> Material:
+    r"""Open all data sets of a recipe, with what its tasks need; what was mended is logged.
+
+    Args:
+        recipe ([`Recipe`]): All settings.
+        data (`str` or `Path`): The main data set.
+    Returns:
+        [`Material`].
+    Raises:
+        OSError, ValueError: As [`~data.sources.open_split`]."""
+    options = {"tasks": list(recipe.tasks), "num_keypoints": num_keypoints(recipe)}
+    splits, weights, tasks = [], [], []
+    for path, settings in ((data, recipe.data), *((other.path, other) for other in recipe.data.others)):
+        problems = Problems()
+        splits.append(
+            open_split(
+                path,
+                settings.split,
+                image_ids=settings.image_ids,
+                max_images=settings.max_images,
+                columns=settings.columns or None,
+                problems=problems,
+                **options,
+            )
+        )
+        weights.append(settings.weight)
+        tasks.append(set(getattr(settings, "tasks", None) or recipe.tasks))
+        for kind, count in problems.counts().items():
+            logger.warning("%s: %s: %d times (see pix2seq data inspect)", path, kind, count)
+    return Material(join_splits(splits), [len(split.dataset) for split in splits], weights, tasks)
+
+
+def open_evaluation_split(recipe: Recipe, data: str | Path, tasks: Sequence[str], config: Pix2SeqConfig) -> Split:
+    """Open what a run is evaluated on; its classes must be those of the model."""
+    settings = recipe.evaluation
+    split = open_split(
+        settings.data or data,
+        settings.split,
+        image_ids=settings.image_ids,
+        max_images=settings.max_images,
+        tasks=list(tasks),
+        num_keypoints=config.num_keypoints,
+        columns=settings.columns or None,
+    )
+    for label, name in split.id2label.items():
+        if config.id2label.get(label) != name:
+            raise ValueError(
+                f"evaluation.split {settings.split}: class {label} is {name!r} there and "
+                f"{config.id2label.get(label)!r} in training"
+            )
+    return split
+
+
+def num_keypoints(recipe: Recipe) -> int:
+    """Keypoints of an object, by the recipe or its pretrained model."""
+    if recipe.model.pretrained is not None and "keypoint_names" not in recipe.model.config:
+        return Pix2SeqConfig.from_pretrained(recipe.model.pretrained).num_keypoints
+    return len(recipe.model.config.get("keypoint_names") or COCO_KEYPOINT_NAMES)
+
+
+def build_dataset(name: str, recipe: Recipe, material: Material, config: Pix2SeqConfig) -> TaskSamples:
+    r"""Choose what a task is trained on; pictures that it has nothing to learn from are left out, as in the reference.
+
+    Args:
+        name (`str`): The task.
+        recipe ([`Recipe`]): All settings.
+        material ([`Material`]): The pictures.
+        config ([`Pix2SeqConfig`]): Of the model.
+    Returns:
+        [`TaskSamples`].
+    Raises:
+        ValueError: If no picture has what the task needs."""
+    rows = material.split.dataset
+    options = {
+        "keep_records": recipe.data.keep_pictures,
+        "max_points_per_object": config.max_points_per_object,
+        "num_keypoints": config.num_keypoints,
+    }
+    ends = np.cumsum(material.sizes)
+    source_of = np.searchsorted(ends, np.arange(len(rows)), side="right")  # (num_rows,)
+    is_used = np.array([name in tasks for tasks in material.tasks])[source_of]  # (num_rows,)
+    if name == "keypoint_detection":
+        objects = [
+            (row, index)
+            for row, (labels, crowds, counts) in enumerate(
+                zip(rows["labels"], rows["is_crowd"], rows["num_keypoints"], strict=True)
+            )
+            for index, (label, is_crowd, count) in enumerate(zip(labels, crowds, counts, strict=True))
+            if is_used[row] and label in config.keypoint_labels and count and not is_crowd
+        ]
+        _require(objects, f"{recipe.data.split} has no object with keypoints of the labels {config.keypoint_labels}")
+        sources = source_of[[row for row, _ in objects]]
+        dataset = ObjectDataset(rows, objects, **options)
+    else:
+        field, what = {
+            "object_detection": ("labels", "an object"),
+            "instance_segmentation": ("polygons_xy", "an object with a polygon"),
+            "captioning": ("captions", "a caption"),
+        }[name]
+        kept = [row for row, values in enumerate(rows[field]) if is_used[row] and any(values)]
+        _require(kept, f"no picture of {recipe.data.split} has {what}")
+        sources = source_of[kept]
+        dataset = RecordDataset(rows.select(kept), **options)
+    return TaskSamples(dataset, np.bincount(sources, minlength=len(ends)).tolist(), material.weights)
+
+
+def _require(found: list, message: str) -> None:
+    if not found:
+        raise ValueError(message)
+
+
+def build_caption_tokenizer(recipe: Recipe, split: Split) -> Any:
+    r"""Load or train the tokenizer of captions, if captions are trained.
+
+    Args:
+        recipe ([`Recipe`]): All settings.
+        split ([`Split`]): The pictures, with their captions.
+    Returns:
+        `PreTrainedTokenizerBase`, or `None` without captions or if the pretrained model has one."""
+    settings = recipe.captioning
+    if settings is None:
+        return None
+    if settings.tokenizer is not None:
+        return load_caption_tokenizer(settings.tokenizer)
+    if recipe.model.pretrained is not None:
+        return Pix2SeqProcessor.from_pretrained(recipe.model.pretrained).caption_tokenizer
+    captions = [caption for captions in split.dataset["captions"] for caption in captions]
+    return train_caption_tokenizer(captions, settings.tokenizer_vocab_size)
+
+
+def build_model(
+    arguments: ModelArguments,
+    id2label: dict[int, str],
+    tasks: Sequence[str] = ("object_detection",),
+    caption_tokenizer: Any = None,
+) -> tuple[Pix2SeqForConditionalGeneration, Pix2SeqProcessor]:
+    r"""Build or load the network, and the processor that fits it.
+
+    Args:
+        arguments ([`ModelArguments`]): Which network.
+        id2label (`dict[int, str]`): Label map of the data; stored in both configurations.
+        tasks (`Sequence[str]`): What the model is trained for.
+        caption_tokenizer (`PreTrainedTokenizerBase`, *optional*): Goes into the processor.
+    Returns:
+        `tuple`: Model and processor.
+    Raises:
+        ValueError: If the numbers of the configuration contradict each other."""
+    label2id = {name: label for label, name in id2label.items()}
+    fields = {**arguments.config, "tasks": list(tasks), "id2label": id2label, "label2id": label2id}
+    if arguments.pretrained is not None:
+        config = Pix2SeqConfig.from_dict({**read_pretrained_config(arguments.pretrained).to_dict(), **fields})
+    elif arguments.preset is not None:
+        config = Pix2SeqConfig.from_preset(arguments.preset, **fields)
+    else:
+        config = Pix2SeqConfig(**fields)
+    check_lengths(config)
+    if caption_tokenizer is not None and config.text_vocab_shift + len(caption_tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"the caption tokenizer has {len(caption_tokenizer)} words, which do not fit between text_vocab_shift "
+            f"{config.text_vocab_shift} and vocab_size {config.vocab_size}"
+        )
+    processor = Pix2SeqProcessor.from_config(config, caption_tokenizer=caption_tokenizer)
+    if arguments.pretrained is not None:
+        model, lines = load_pretrained(arguments.pretrained, config, caption_tokenizer)
+        for line in lines:
+            logger.info(line)
+    else:
+        model = Pix2SeqForConditionalGeneration(config)
+    model.set_attn_implementation(arguments.attention)
+    model.generation_config = build_generation_config(config)
+    return model, processor
+
+
+def check_lengths(config: Pix2SeqConfig) -> None:
+    """Raise a ValueError if the sequence of a task is longer than the decoder's positions."""
+    lengths = {
+        "object_detection": ("max_instances_per_image", TOKENS_PER_OBJECT * config.max_instances_per_image),
+        "instance_segmentation": ("max_points_per_object", 5 + 2 * config.max_points_per_object),
+        "keypoint_detection": ("num_keypoints", 5 + 2 * config.num_keypoints),
+        "captioning": ("max_caption_length", config.max_caption_length),
+    }
+    for task in config.tasks:
+        field, length = lengths[task]
+        if length > config.max_position_embeddings:
+            raise ValueError(
+                f"{field} {getattr(config, field)} needs {length} positions, "
+                f"max_position_embeddings is {config.max_position_embeddings}"
+            )
+
+
+def build_schedule(recipe: Recipe, num_images: int) -> WarmUpAndDecay:
+    """The learning rate of every step of a run on `num_images` pictures."""
+    settings = recipe.optimization
+    peak = scale_learning_rate(settings.learning_rate, settings.learning_rate_scaling, recipe.training.batch_size)
+    return WarmUpAndDecay(
+        peak,
+        recipe.total_steps(num_images),
+        recipe.warmup_steps(num_images),
+        settings.learning_rate_schedule,
+        settings.tail_steps,
+        settings.end_lr_factor,
+    )
+
+
+def build_optimizer(recipe: Recipe, model: torch.nn.Module) -> AdamW:
+    """The reference's AdamW over the trainable weights; the loop sets the learning rate of every step."""
+    settings = recipe.optimization
+    groups = group_parameters(model.named_parameters(), settings.weight_decay, settings.exclude_from_weight_decay)
+    return AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), eps=settings.eps)
+
+
+def build_average(recipe: Recipe, model: torch.nn.Module, device: torch.device) -> Any:
+    """The moving average of the weights (timm's `ModelEmaV3`), or `None` if the recipe wants none."""
+    if recipe.optimization.ema_decay is None:
+        return None
+    from timm.utils import ModelEmaV3
+
+    return ModelEmaV3(model.to(device), decay=recipe.optimization.ema_decay, use_warmup=True)
+
+
+def build_accelerator(recipe: Recipe, output: Path) -> Accelerator:
+    """The device, the processes, the precision and the log of a run."""
+    return Accelerator(
+        mixed_precision=recipe.training.mixed_precision,
+        # The last batches are fetched together: seeing the end of the data must not end an accumulation early.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=recipe.training.gradient_accumulation_steps * len(recipe.tasks), sync_with_dataloader=False
+        ),
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+        log_with=recipe.training.log_with,
+        project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output)),
+    )
+
+
+def start_trackers(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Open the logs of a run; those that compare runs get the settings, too."""
+    is_compared = recipe.training.log_with != ["tensorboard"]
+    accelerator.init_trackers(TRACKER_PROJECT, config=dataclasses.asdict(recipe) if is_compared else None)
+
+
+def build_loader(
+    recipe: Recipe,
+    name: str,
+    samples: TaskSamples,
+    config: Pix2SeqConfig,
+    processor: Pix2SeqProcessor,
+    start: int,
+    total_steps: int,
+    accelerator: Accelerator,
+) -> torch.utils.data.DataLoader:
+    """A task's batches of the steps from `start` on; Accelerate hands each process its share of every batch."""
+    settings, batch_size = recipe.tasks[name], recipe.batch_size(name)
+    part = batch_size // recipe.training.gradient_accumulation_steps
+    if part % accelerator.num_processes:
+        setting = f"{name}.batch_size" if settings.batch_size else "training.batch_size"
+        raise ValueError(
+            f"{setting} {batch_size} in {recipe.training.gradient_accumulation_steps} parts is not divisible "
+            f"by the {accelerator.num_processes} processes"
+        )
+    collator = TrainingCollator(
+        TASKS[name],
+        processor.vocabulary,
+        build_transforms(name, settings, config),
+        recipe.training.seed,
+        settings.batch_duplicates,
+        **build_target_options(name, settings, config, processor.caption_tokenizer),
+    )
+    position = recipe.training.seed, total_steps * batch_size, start * batch_size
+    if len(samples.sizes) == 1:
+        sampler = StreamSampler(len(samples), *position)
+    else:
+        sampler = MixtureSampler(samples.sizes, samples.weights, *position)
+    return torch.utils.data.DataLoader(
+        samples.dataset,
+        batch_size=part,
+        sampler=sampler,
+        collate_fn=collator,
+        num_workers=recipe.data.num_workers,
+        worker_init_fn=start_worker,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # otherwise starting an iteration draws from the generator of dropout
+    )
+
+
+def start_worker(worker: int) -> None:
+    """Called in every worker process: one thread is enough, and it is the parent that ends it."""
+    torch.set_num_threads(1)
+    ignore_stop_signals()
+
+
+def build_transforms(name: str, settings: TaskArguments, config: Pix2SeqConfig) -> Compose:
+    """What varies the records of a task, as its settings say."""
+    size = config.image_size
+    options = {
+        "min_scale": settings.min_scale,
+        "max_scale": settings.max_scale,
+        "use_evaluation_resize": settings.use_evaluation_resize,
+        "use_flip": settings.use_flip,
+    }
+    if name == "object_detection":
+        options |= {"object_order": settings.object_order, "use_noise_boxes": settings.use_noise_boxes}
+        return detection_training_transforms(size, config.max_instances_per_image, **options)
+    if name == "instance_segmentation":
+        options |= {"object_order": settings.object_order}
+        return segmentation_training_transforms(size, settings.max_instances_per_image, **options)
+    if name == "keypoint_detection":
+        chain = keypoint_training_transforms(size, keypoint_pairs=config.keypoint_pairs, **options)
+        return Compose([CropToObject(TASKS[name].crop_pad_scale, settings.box_jitter), *chain.transforms])
+    return captioning_training_transforms(size, color_jitter_strength=settings.color_jitter_strength, **options)
+
+
+def build_target_options(
+    name: str, settings: TaskArguments, config: Pix2SeqConfig, caption_tokenizer: Any
+) -> dict[str, Any]:
+    """Options of the task's `targets`: what the model's numbers say, and what the recipe says."""
+    wanted = {
+        "object_detection": ("class_label_corruption", "noise_bbox_weight", "eos_token_weight"),
+        "instance_segmentation": ("max_instances_per_image", "eos_token_weight"),
+        "keypoint_detection": ("invisible_token_weight", "eos_token_weight"),
+        "captioning": ("captions_per_image", "input_seq_drop_rate", "eos_token_weight"),
+    }[name]
+    options = {**TASKS[name].target_options(config), **{option: getattr(settings, option) for option in wanted}}
+    if name == "object_detection":
+        options["max_instances_per_image"] = config.max_instances_per_image
+    if name == "captioning":
+        options["tokenizer"] = caption_tokenizer
+    return options
