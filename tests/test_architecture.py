@@ -13,7 +13,7 @@ PACKAGE = ROOT / "src" / "pix2seq_hf"
 
 # The ordinary files beside the flat ones. Whatever else stands in the package folder travels with a checkpoint.
 ORDINARY = {
-    "__init__", "cli", "demo", "engine", "export", "given_boxes", "pipelines", "prediction", "prediction_folder",
+    "__init__", "cli", "contact_sheet", "demo", "engine", "export", "given_boxes", "pipelines", "prediction", "prediction_folder",
     "registration", "results", "streaming", "visualization",
 }  # fmt: skip
 FLAT_FILES = sorted(path for path in PACKAGE.glob("*.py") if path.stem not in ORDINARY)
@@ -29,9 +29,10 @@ MAY_IMPORT = {
     "flat": {"flat"},
     "data": {"data", "flat"},
     "evaluation": {"evaluation", "flat"},
-    "training": {"training", "data", "evaluation", "flat"},
+    "training": {"training", "data", "evaluation", "visualization", "flat"},
     "conversion": {"conversion", "flat", "export"},
     "visualization": {"flat"},
+    "contact_sheet": {"visualization", "flat"},
     "results": {"visualization", "flat"},
     "given_boxes": {"flat"},
     "engine": {"given_boxes", "results", "flat"},
