@@ -8,9 +8,11 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pix2seq_hf.data.pictures import PictureError, expand_lists, find_pictures, load_picture
+from pix2seq_hf.data.rows import load_pixels
 
 RED, GREEN = (255, 0, 0), (0, 128, 0)
 
@@ -200,3 +202,43 @@ def test_contents_of_files_are_read_as_files_are(tmp_path, two_colors):
     for broken, reason in ((b"", "is empty"), (b"words", "is not a picture"), (content[:-30], "is truncated")):
         with pytest.raises(PictureError, match=f"^shard 3: {reason}"):
             load_picture(broken, name="shard 3")
+
+
+@pytest.mark.filterwarnings("ignore:The image decoding")  # torchvision's, on its way out
+class TestPixelsOfATrainingPicture:
+    """`load_pixels` decodes JPEG by another library than the rest: it must not matter."""
+
+    @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+    @pytest.mark.parametrize("options", [{}, {"quality": 30}, {"progressive": True}, {"subsampling": 0}])
+    def test_jpeg_gives_the_pixels_of_pillow(self, tmp_path, monkeypatch, mode, options):
+        noise = np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8)
+        path = tmp_path / "noise.jpg"
+        Image.fromarray(noise).convert(mode).save(path, **options)
+        found = load_pixels(path, (37, 53))
+        assert found.dtype == torch.uint8 and found.shape == (3, 37, 53)
+        assert np.array_equal(found.permute(1, 2, 0), np.asarray(load_picture(path)))
+        assert load_pixels("a.jpg", (37, 53), path.read_bytes()).equal(found)
+        monkeypatch.setattr("pix2seq_hf.data.rows.decode_jpeg", None)
+        assert load_pixels(path, (37, 53)).equal(found)
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_turned_jpeg(self, tmp_path, orientation):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8))
+        noise.save(tmp_path / "turned.jpg", exif=exif)
+        with Image.open(tmp_path / "turned.jpg") as image:
+            stored = np.array(image)
+        assert np.array_equal(load_pixels(tmp_path / "turned.jpg", (24, 40)).permute(1, 2, 0), stored)
+        if orientation >= 5:
+            upright = np.asarray(load_picture(tmp_path / "turned.jpg"))
+            assert np.array_equal(load_pixels(tmp_path / "turned.jpg", (40, 24)).permute(1, 2, 0), upright)
+
+    def test_broken_files_give_one_line_with_the_name(self, tmp_path, two_colors):
+        for name, word in broken_files(tmp_path, two_colors).items():
+            with pytest.raises(PictureError, match=word) as caught:
+                load_pixels(tmp_path / name, (200, 200))
+            assert "\n" not in str(caught.value) and name.rstrip("\0.jpg") in str(caught.value)
+        content = (tmp_path / "truncated.jpg").read_bytes()
+        with pytest.raises(PictureError, match=r"picture 3: is truncated"):
+            load_pixels("picture 3", (200, 200), content)

@@ -228,7 +228,7 @@ def load_rgb_image(source: Any, timeout: float | None = None) -> Image.Image:
         ValueError: If the content is not a picture, is damaged, or is too large to decode safely."""
     image = source if isinstance(source, Image.Image) else open_image(source, timeout)
     array = rgb_array(image)
-    return Image.fromarray(np.rint(array).astype(np.uint8))
+    return Image.fromarray(array if array.dtype == np.uint8 else np.rint(array).astype(np.uint8))
 
 
 def rgb_array(image: Image.Image) -> np.ndarray:

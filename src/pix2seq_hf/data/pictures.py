@@ -97,13 +97,27 @@ def load_picture(
         PictureError: If the file is missing, a folder, empty, not a picture, broken, or larger than `max_pixels`."""
     from pix2seq_hf.image_processing_pix2seq import load_rgb_image  # only now: it brings torch and transformers
 
-    if isinstance(source, bytes):
-        name = os.fspath(name or "picture without a name")
-        if not source:
-            raise PictureError(f"{name}: is empty")
-    else:
-        name = os.fspath(name or source)
+    name = _name_of(source, name)
+    with open_picture(source, max_pixels, name) as image:
+        try:
+            image.load()
+        except Exception as error:  # damaged data make Pillow's readers raise nearly anything
+            raise PictureError(f"{name}: is truncated or damaged ({_reason(error)})") from None
+        try:
+            return load_rgb_image(image)
+        except ValueError as error:
+            raise PictureError(f"{name}: {_reason(error)}") from None
+
+
+def open_picture(
+    source: str | os.PathLike | bytes, max_pixels: int = MAX_PIXELS, name: str | os.PathLike | None = None
+) -> Image.Image:
+    """Read the header of a picture file, nothing of its pixels; arguments and errors are those of [`load_picture`]."""
+    name = _name_of(source, name)
+    if not isinstance(source, bytes):
         check_file(os.fspath(source))
+    elif not source:
+        raise PictureError(f"{name}: is empty")
     try:
         with _header_limit(max_pixels):
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
@@ -111,23 +125,21 @@ def load_picture(
         raise PictureError(f"{name}: is not a picture, or of a format that Pillow does not read") from None
     except Image.DecompressionBombError:
         raise PictureError(f"{name}: has more than {max_pixels:,} pixels, the limit") from None
-    except Exception as error:  # damaged headers make Pillow's readers raise nearly anything
+    except Exception as error:  # damaged headers too
         raise PictureError(f"{name}: is a damaged picture ({_reason(error)})") from None
-    with image:
-        pixels = image.width * image.height
-        if pixels > max_pixels:
-            size = f"{pixels:,} pixels ({image.width} x {image.height})"
-            raise PictureError(f"{name}: has {size}, the limit is {max_pixels:,}")
-        if pixels == 0:
-            raise PictureError(f"{name}: has no pixels ({image.width} x {image.height})")
-        try:
-            image.load()
-        except Exception as error:  # as above: damaged data
-            raise PictureError(f"{name}: is truncated or damaged ({_reason(error)})") from None
-        try:
-            return load_rgb_image(image)
-        except ValueError as error:
-            raise PictureError(f"{name}: {_reason(error)}") from None
+    pixels, size = image.width * image.height, f"{image.width} x {image.height}"
+    if 0 < pixels <= max_pixels:
+        return image
+    image.close()
+    raise PictureError(
+        f"{name}: has {pixels:,} pixels ({size}), the limit is {max_pixels:,}"
+        if pixels
+        else f"{name}: has no pixels ({size})"
+    )
+
+
+def _name_of(source: str | os.PathLike | bytes, name: str | os.PathLike | None) -> str:
+    return os.fspath(name or ("picture without a name" if isinstance(source, bytes) else source))
 
 
 def check_file(name: str) -> None:
