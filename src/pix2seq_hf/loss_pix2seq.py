@@ -1,10 +1,10 @@
 """What does the model pay for a sequence: the reference's token losses and their weighted mean."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 # Positions whose logits exist at once: 36 MB in float32 with 35,000 words.
 ROWS_AT_ONCE = 256
@@ -99,17 +99,11 @@ def projected_loss(
         weight, bias = head.weight, head.bias
     else:
         inputs = head(inputs)
-    chunks = zip(
-        inputs.split(ROWS_AT_ONCE),
-        labels.clamp(min=0).flatten()[counted].split(ROWS_AT_ONCE),
-        weights.flatten()[counted].split(ROWS_AT_ONCE),
-        strict=True,
+    labels, length = labels.clamp(min=0), labels.shape[-1]
+    total = _LossInParts.apply(
+        inputs, weight, bias, labels.flatten()[counted], weights.flatten()[counted], loss_type, length
     )
-    sums = [
-        checkpoint(_weighted_sum, *chunk, weight, bias, loss_type, labels.shape[-1], use_reentrant=False)
-        for chunk in chunks
-    ]
-    return torch.stack(sums).sum() / (weights.sum() + 1e-9)
+    return total / (weights.sum() + 1e-9)
 
 
 def _position_weights(labels: torch.Tensor, label_weights: torch.Tensor | None) -> torch.Tensor:
@@ -123,27 +117,72 @@ def _is_plain(head: nn.Module) -> bool:
     return type(head) is nn.Linear and "forward" not in vars(head) and not has_hooks
 
 
-def _weighted_sum(
-    inputs: torch.Tensor,
-    labels: torch.Tensor,
-    label_weights: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    loss_type: str,
-    length: int,
-) -> torch.Tensor:
-    """Sum of the weighted losses of some positions; `inputs` are their hidden states, or without `weight` logits."""
-    if weight is not None:
+class _LossInParts(torch.autograd.Function):
+    """Sum of the weighted losses of positions; `inputs` are their hidden states, or without `weight` their logits."""
+
+    @staticmethod
+    def forward(context, inputs, weight, bias, labels, label_weights, loss_type, length):
         device_type = inputs.device.type
-        # Autocast's copy of the weight is not kept from chunk to chunk: the chunks' gradients add up in float32.
-        with torch.autocast(
-            device_type,
-            dtype=torch.get_autocast_dtype(device_type),
-            enabled=torch.is_autocast_enabled(device_type),
-            cache_enabled=False,
-        ):
-            inputs = nn.functional.linear(inputs, weight, bias)
-    return (token_losses(inputs, labels, loss_type, length) * label_weights).sum()
+        is_half = weight is not None and torch.is_autocast_enabled(device_type)
+        dtype = torch.get_autocast_dtype(device_type) if is_half else inputs.dtype
+        context.save_for_backward(inputs, weight, bias, labels, label_weights)
+        context.options = (loss_type, length, dtype)
+        total = torch.zeros((), device=inputs.device)
+        with torch.autocast(device_type, enabled=False):
+            factor, offset = _cast(weight, dtype), _cast(bias, dtype)
+            for part in _parts(len(inputs)):
+                logits = _project(inputs[part].to(dtype), factor, offset)
+                total += (token_losses(logits, labels[part], loss_type, length) * label_weights[part]).sum()
+                del logits
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context, scale):
+        inputs, weight, bias, labels, label_weights = context.saved_tensors
+        loss_type, length, dtype = context.options
+        input_grad = torch.empty_like(inputs) if context.needs_input_grad[0] else None
+        # The parts' gradients add up in float32, whatever the precision of the products.
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if context.needs_input_grad[1] else None
+        bias_grad = torch.zeros_like(bias, dtype=torch.float32) if context.needs_input_grad[2] else None
+        factor, offset = _cast(weight, dtype), _cast(bias, dtype)
+        for part in _parts(len(inputs)):
+            hidden_states = inputs[part].to(dtype)
+            logits = _project(hidden_states, factor, offset).detach().requires_grad_()
+            with torch.enable_grad():
+                loss = (token_losses(logits, labels[part], loss_type, length) * label_weights[part]).sum()
+            (logits_grad,) = torch.autograd.grad(loss, logits, scale)
+            del loss, logits  # two matrices of logits less while the next are made
+            if bias_grad is not None:
+                bias_grad += logits_grad.sum(0)
+            logits_grad = logits_grad.to(dtype)
+            if input_grad is not None:
+                input_grad[part] = logits_grad if weight is None else logits_grad @ factor
+            if weight_grad is not None:
+                _add_product(weight_grad, logits_grad.T, hidden_states)
+            del logits_grad
+        return input_grad, weight_grad, bias_grad, None, None, None, None
+
+
+def _parts(num_rows: int) -> Iterator[slice]:
+    return (slice(start, start + ROWS_AT_ONCE) for start in range(0, num_rows, ROWS_AT_ONCE))
+
+
+def _cast(parameter: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    return None if parameter is None else parameter.detach().to(dtype)
+
+
+def _project(inputs: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
+    """Logits in float32."""
+    return (inputs if weight is None else nn.functional.linear(inputs, weight, bias)).float()
+
+
+def _add_product(total: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> None:
+    """Add `first @ second` to a float32 matrix."""
+    if first.dtype == total.dtype:
+        total.addmm_(first, second)
+    else:
+        total += first @ second
 
 
 def shift_right(labels: torch.Tensor, start_token_id: int, pad_token_id: int) -> torch.Tensor:
