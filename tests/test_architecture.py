@@ -13,8 +13,8 @@ PACKAGE = ROOT / "src" / "pix2seq_hf"
 
 # The ordinary files beside the flat ones. Whatever else stands in the package folder travels with a checkpoint.
 ORDINARY = {
-    "__init__", "cli", "contact_sheet", "demo", "engine", "export", "given_boxes", "pipelines", "prediction", "prediction_folder",
-    "registration", "results", "streaming", "visualization",
+    "__init__", "cli", "contact_sheet", "demo", "engine", "export", "given_boxes", "pipelines", "prediction",
+    "prediction_folder", "registration", "results", "streaming", "visualization",
 }  # fmt: skip
 FLAT_FILES = sorted(path for path in PACKAGE.glob("*.py") if path.stem not in ORDINARY)
 FLAT_LIBRARIES = {"torch", "torchvision", "transformers", "numpy", "PIL", "pycocotools"}

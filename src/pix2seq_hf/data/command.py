@@ -1,0 +1,239 @@
+"""Look into data sets, and convert them: COCO, VOC and YOLO folders, parquet, imagefolder, data sets of the Hub.
+
+examples:
+  pix2seq data inspect coco_mini
+  pix2seq data inspect coco_mini --split train2017 --sheet sheet.png --json counts.json
+  pix2seq data convert coco_mini --output coco_parquet
+  pix2seq data inspect --help
+
+inspect prints classes, counts, sizes and every problem, and draws pictures with their annotations on a contact sheet.
+convert writes parquet, which `datasets.load_dataset` and `pix2seq train --data` read.
+"""
+
+import argparse
+import contextlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+INSPECT = """\
+Print what is in a data set, and every problem that one pass over it finds; write a contact sheet.
+
+examples:
+  pix2seq data inspect coco_mini
+  pix2seq data inspect bccd --split train --sheet bccd.png
+  pix2seq data inspect photos.parquet --column boxes=faces.box --column box_format=xywh
+  pix2seq data inspect detection-datasets/coco --split val --no-pictures
+
+The exit code is 1 if something must be mended by hand before training, else 0.
+"""
+CONVERT = """\
+Write a data set of any layout as parquet: OUT/data/SPLIT-00000-of-00001.parquet and a README.md with the classes.
+
+examples:
+  pix2seq data convert coco_mini --output coco_parquet
+  pix2seq data convert bccd --output bccd_parquet --split train,val
+  pix2seq data convert coco --output coco_light --pictures path
+  python -c "import datasets; print(datasets.load_dataset('coco_parquet'))"
+
+An interrupted conversion goes on where it was if the same command is given again.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the commands of `pix2seq data` and their options."""
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    raw = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    inspect = commands.add_parser("inspect", help="what is in a data set, what is wrong", description=INSPECT, **raw)
+    convert = commands.add_parser("convert", help="write a data set as parquet", description=CONVERT, **raw)
+    for command in (inspect, convert):
+        command.add_argument("data", metavar="DATA", help="a folder, a .parquet file, or a name on the Hub")
+        command.add_argument("--split", metavar="SPLIT,...", help="which splits (default: all that are there)")
+        command.add_argument(
+            "--tasks", metavar="TASK,...", help="which annotations are read (default: all that are there)"
+        )
+        command.add_argument("--num-keypoints", type=int, default=17, metavar="N", help="of an object (default: 17)")
+        command.add_argument(
+            "--column",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="of parquet and the like, which column is what, for instance boxes=faces.box, box_format=xywh, "
+            "names=cat,dog; may be given several times",
+        )
+        command.add_argument("--max-images", type=int, metavar="N", help="only the first N pictures of each split")
+        command.add_argument("--quiet", action="store_true", help="no progress bar")
+        command.add_argument("--traceback", action="store_true", help="show where an error arose")
+    inspect.add_argument(
+        "--sheet", metavar="FILE.png", help="write pictures with their annotations (of several splits, FILE_SPLIT.png)"
+    )
+    inspect.add_argument("--sheet-size", type=int, default=16, metavar="N", help="pictures on it (default: 16)")
+    inspect.add_argument("--json", metavar="FILE", help="write the numbers and problems")
+    inspect.add_argument("--no-pictures", action="store_true", help="do not open the pictures, which takes longest")
+    convert.add_argument("--output", required=True, metavar="OUT", help="the folder to write")
+    convert.add_argument(
+        "--pictures",
+        choices=("embed", "path"),
+        default="embed",
+        help="write pictures into the files, or the names of theirs (default: embed)",
+    )
+    convert.add_argument("--shard-size", type=int, default=500, metavar="MB", help="of each file (default: 500)")
+    convert.add_argument("--overwrite", action="store_true", help="replace OUT, if this command has written it")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a command of `pix2seq data` and return its exit code."""
+    for option in ("max_images", "sheet_size", "shard_size", "num_keypoints"):
+        value = getattr(args, option, None)
+        if value is not None and value < 1:
+            raise ValueError(f"--{option.replace('_', '-')} {value}: must be at least 1")
+    import datasets
+
+    from pix2seq_hf.data.rows import TASK_FEATURES
+
+    for task in args.tasks.split(",") if args.tasks else ():
+        if task not in TASK_FEATURES:
+            raise ValueError(f"--tasks: unknown task {task!r}: known are {', '.join(TASK_FEATURES)}")
+    datasets.disable_progress_bars()  # there is our own, and one for each of their steps says little
+    columns = parse_columns(args.column)
+    return run_inspect(args, columns) if args.command == "inspect" else run_convert(args, columns)
+
+
+def parse_columns(pairs: Iterable[str]) -> dict[str, Any] | None:
+    """The column map of `--column KEY=VALUE` options, or None without any."""
+    columns: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--column {pair}: write KEY=VALUE, for instance boxes=faces.box")
+        columns[key] = value.split(",") if key == "names" else value
+    return columns or None
+
+
+def run_inspect(args: argparse.Namespace, columns: dict[str, Any] | None) -> int:
+    """Inspect every split; print, draw and write what is asked for."""
+    from tqdm import tqdm
+
+    from pix2seq_hf.data import inspection
+    from pix2seq_hf.data.problems import Problems
+    from pix2seq_hf.data.sources import list_splits, open_split
+
+    names = args.split.split(",") if args.split else list_splits(args.data)
+    summaries, has_errors, num_read = {}, False, 0
+    for name in names:
+        problems, summary, sheet = Problems(keep_going=True), {}, None
+        title = f"{args.data}, {name}"
+        try:
+            tasks = args.tasks.split(",") if args.tasks else inspection.find_tasks(args.data, name, columns)
+            split = open_split(
+                args.data,
+                name,
+                max_images=args.max_images,
+                tasks=tasks,
+                num_keypoints=args.num_keypoints,
+                columns=columns,
+                problems=problems,
+            )
+            num_read += 1
+            summary = {"tasks": tasks, **inspection.summarize(split)}
+            if not args.no_pictures:
+                with tqdm(total=summary["pictures"], desc=name, unit="picture", disable=args.quiet, leave=False) as bar:
+                    summary["pictures_checked"] = inspection.check_pictures(split, problems, bar.update)
+            if args.sheet:
+                sheet = Path(args.sheet)
+                sheet = sheet if len(names) == 1 else sheet.with_name(f"{sheet.stem}_{name}{sheet.suffix}")
+                draw_sheet(split, args.sheet_size).save(sheet)
+        except (ValueError, OSError) as error:
+            if len(names) == 1 and not problems.found:
+                raise
+            problems.error("split that cannot be read", " ".join(str(error).split()))
+        groups = inspection.group_problems(problems)
+        print(inspection.format_summary(title, summary) if summary else title)
+        print(inspection.format_problems(groups))
+        if sheet is not None:
+            print(f"  drawn: {sheet}")
+        summaries[name] = {**summary, "problems": groups}
+        has_errors |= bool(problems.errors)
+    if args.json:
+        content = {"data": str(args.data), "splits": summaries}
+        Path(args.json).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return 2 if not num_read else int(has_errors)
+
+
+def draw_sheet(split: Any, num_pictures: int) -> Any:
+    r"""Draw pictures of a split with their annotations, evenly spread over it.
+
+    Args:
+        split ([`~data.rows.Split`]): As read.
+        num_pictures (`int`): Most pictures; those that cannot be used are left out.
+    Returns:
+        `PIL.Image.Image`."""
+    from PIL import Image
+
+    from pix2seq_hf.configuration_pix2seq import COCO_SKELETON
+    from pix2seq_hf.contact_sheet import arrange, draw_row
+    from pix2seq_hf.data.rows import load_pixels
+
+    num_rows, cells = len(split.dataset), []
+    for number in range(min(num_rows, num_pictures)):
+        row = split.dataset[number * num_rows // min(num_rows, num_pictures)]
+        name = row["image"]["path"] or f"picture {row['image_id']}"
+        with contextlib.suppress(ValueError, OSError):  # they are among the problems already
+            pixels = load_pixels(name, tuple(row["image_size"]), row["image"].get("bytes"))
+            picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            skeleton = COCO_SKELETON if all(len(each) in (0, 51) for each in row.get("keypoints_xyv", ())) else ()
+            height, width = row["image_size"]
+            count = f"{len(row['labels'])} object{'' if len(row['labels']) == 1 else 's'}"
+            cells.append(
+                (
+                    f"{Path(name).name} · {width} x {height} · {count}",
+                    draw_row(picture, row, split.id2label, skeleton),
+                    next(iter(row.get("captions", ())), ""),
+                )
+            )
+    if not cells:
+        raise ValueError("none of the pictures can be drawn")
+    return arrange(cells)
+
+
+def run_convert(args: argparse.Namespace, columns: dict[str, Any] | None) -> int:
+    """Read every split, write it, and say what was mended on the way."""
+    from tqdm import tqdm
+
+    from pix2seq_hf.data import inspection
+    from pix2seq_hf.data.convert import convert_splits
+    from pix2seq_hf.data.problems import Problems
+    from pix2seq_hf.data.sources import list_splits, open_split
+
+    names = args.split.split(",") if args.split else list_splits(args.data)
+    tasks = args.tasks.split(",") if args.tasks else inspection.find_tasks(args.data, names[0], columns)
+    problems, splits = Problems(), {}
+    for name in names:
+        splits[name] = open_split(
+            args.data,
+            name,
+            max_images=args.max_images,
+            tasks=tasks,
+            num_keypoints=args.num_keypoints,
+            columns=columns,
+            problems=problems,
+        )
+    total = sum(len(split.dataset) for split in splits.values())
+    with tqdm(total=total, unit="picture", disable=args.quiet, leave=False) as bar:
+        files = convert_splits(
+            args.data,
+            splits,
+            args.output,
+            args.pictures == "embed",
+            args.shard_size * 1_000_000,
+            args.overwrite,
+            bar.update,
+        )
+    if problems.found:
+        print(inspection.format_problems(inspection.group_problems(problems)))
+    size = sum(path.stat().st_size for path in files) / 1e6
+    print(f"{args.output}: {total:,} pictures in {len(files)} parquet files of {size:,.1f} MB together")
+    if args.pictures == "path":
+        print("pictures stay where they are: readers need --column folder=DIR (in a recipe: columns.folder)")
+    return 0
