@@ -248,11 +248,12 @@ def find_box_format(
         return box_format or "xywh", units or "pixels"
     if units is None:
         units = "normalized" if np.mean(boxes.max(1) <= 1.001) >= 1 - MOST_IMPOSSIBLE else "pixels"
-    scale = np.ones(2) if units == "normalized" else sizes[:, ::-1]
-    # In units of the picture: then areas are comparable too.
-    boxes = boxes / np.tile(scale, 2) if units == "pixels" else boxes
+    scales = np.ones_like(sizes) if units == "normalized" else sizes
     areas = None if areas is None or units == "normalized" else areas / sizes.prod(1)
-    shares = {name: float(np.mean(_is_impossible(boxes, name, sizes, areas))) for name in BOX_FORMATS}
+    shares = {
+        name: float(np.mean(_is_impossible(to_xyxy(boxes, name) / scales[:, [1, 0, 1, 0]], sizes, areas)))
+        for name in BOX_FORMATS
+    }
     if box_format is None:
         fitting = [name for name in ("xywh", "xyxy") if shares[name] <= MOST_IMPOSSIBLE]
         if not fitting:
@@ -286,9 +287,9 @@ def to_xyxy(boxes: np.ndarray, box_format: str) -> np.ndarray:
     return np.concatenate([first, first + size], 1)
 
 
-def _is_impossible(boxes: np.ndarray, box_format: str, sizes: np.ndarray, areas: np.ndarray | None) -> np.ndarray:
+def _is_impossible(corners: np.ndarray, sizes: np.ndarray, areas: np.ndarray | None) -> np.ndarray:
     """Which normalised boxes are turned round, outside of their picture, or smaller than their object."""
-    left, top, right, bottom = to_xyxy(boxes, box_format).T
+    left, top, right, bottom = corners.T
     slack = 0.005 + 1 / sizes[:, ::-1]  # a pixel
     is_bad = (right < left) | (bottom < top) | (left < -slack[:, 0]) | (top < -slack[:, 1])
     is_bad |= (right > 1 + slack[:, 0]) | (bottom > 1 + slack[:, 1])
