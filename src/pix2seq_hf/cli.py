@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": Command("pix2seq_hf.prediction", "find boxes, masks, keypoints and captions in pictures, and draw them"),
     "convert": Command("pix2seq_hf.conversion.convert", "turn a released TensorFlow checkpoint into a model folder"),
     "train": Command("pix2seq_hf.training.command", "train or fine-tune a model on one's own or a known data set"),
+    "recipes": Command("pix2seq_hf.training.recipes_command", "list and show the recipes of training"),
     "evaluate": Command("pix2seq_hf.evaluation.command", "measure boxes, masks, keypoints, captions on a COCO folder"),
     "data": Command("pix2seq_hf.data.command", "look into data sets, find what is wrong, convert them to parquet"),
     "demo": Command("pix2seq_hf.demo", "train on drawn pictures and detect in a new one, offline, in minutes"),

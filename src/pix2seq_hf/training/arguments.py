@@ -393,21 +393,69 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         OSError: If there is no such recipe.
         ValueError: If a key is unknown (the message has the nearest one) or a value is of the wrong type."""
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml") and not path.is_file():
-        path = RECIPES / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(list_recipes())
-        raise FileNotFoundError(f"{name}: no such recipe (recipes of the package: {known}; or give a .yaml file)")
-    settings = _parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path}: a recipe has sections such as 'training:' with settings in them")
+    path = find_recipe(name)
+    settings = read_settings(path)
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
             raise ValueError(f"--set {override}: write key=value, for instance training.batch_size=8")
         _assign(settings, key.strip().split("."), _parse_yaml(value, f"--set {override}"), override)
     return build_recipe(settings, str(path))
+
+
+def find_recipe(name: str | Path) -> Path:
+    """Return the file of a recipe, by the name of one that ships with the package or by a path."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        path = RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        nearest = difflib.get_close_matches(str(name), list_recipes(), n=1, cutoff=0.6)
+        advice = f"did you mean {nearest[0]}?" if nearest else "or give a .yaml file"
+        known = ", ".join(list_recipes())
+        raise FileNotFoundError(f"{name}: no such recipe (recipes of the package: {known}); {advice}")
+    return path
+
+
+def read_settings(path: Path, builds_on_it: tuple[Path, ...] = ()) -> dict[str, Any]:
+    r"""Read the settings of a recipe, laid over those of the recipe that its key `base` names.
+
+    Args:
+        path (`Path`): A YAML file. Its `base` is a recipe of the package or a .yaml file beside it.
+        builds_on_it (`tuple[Path, ...]`): The recipes that led here, which must not be among the bases again.
+    Returns:
+        `dict`: Settings by section, without `base`.
+    Raises:
+        OSError: If a base does not exist.
+        ValueError: If a file is not a recipe, or recipes build on each other in a circle."""
+    chain = (*builds_on_it, path.resolve())
+    if path.resolve() in builds_on_it:
+        raise ValueError(f"{path}: recipes build on each other: {' -> '.join(item.stem for item in chain)}")
+    settings = _parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: a recipe has sections such as 'training:' with settings in them")
+    base = settings.pop("base", None)
+    if base is None:
+        return settings
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: base must be the name of a recipe or a .yaml file, not {base!r}")
+    beside = path.parent / base
+    try:
+        base_path = find_recipe(beside if beside.is_file() else base)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: base {error}") from None
+    return _lay_over(read_settings(base_path, chain), settings)
+
+
+def _lay_over(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Merge nested settings; where both have a value, that of `settings` wins. An empty section changes nothing."""
+    merged = dict(base)
+    for name, value in settings.items():
+        earlier = merged.get(name)
+        if isinstance(earlier, dict) and isinstance(value, dict):
+            merged[name] = _lay_over(earlier, value)
+        elif name not in merged or not (isinstance(earlier, dict) and value is None):
+            merged[name] = value
+    return merged
 
 
 def list_recipes() -> list[str]:
