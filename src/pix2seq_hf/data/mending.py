@@ -3,7 +3,7 @@ r"""What becomes of an annotation that is wrong: pure functions that mend one va
 What is good is returned as the same object, to the bit. Beside the value, each returns its [`Faults`].
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pix2seq_hf.masks_pix2seq import rle_to_mask, segmentation_parts
@@ -24,8 +24,8 @@ class Fault(NamedTuple):
     words: str
 
 
-Faults = Iterable[Fault]
-NO_FAULTS: tuple[Fault, ...] = ()
+Faults = Sequence[Fault]
+NO_FAULTS: Faults = ()
 
 
 def mend_box(box_xywh: Any, image_size: tuple[int, int]) -> tuple[list[float] | None, str | None]:
