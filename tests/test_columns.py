@@ -53,9 +53,7 @@ def test_lists_of_structs_and_plain_columns_are_found():
 
 def test_what_the_user_says_wins():
     features = Features({"a": Image(), "b": Image(), "faces": {"rect": FOUR}, "objects": {"bbox": FOUR}})
-    with pytest.raises(
-        ValueError, match=r"^here: no column of pictures: say which with columns\.image; there are a, b"
-    ):
+    with pytest.raises(ValueError, match=r"^here: no column of pictures: say which with columns\.image; there are a"):
         find_columns(features, None, "here")
     found = find_columns(features, {"image": "b", "boxes": "faces.rect", "box_format": "cxcywh"}, "here")
     assert (found.image, found.boxes, found.box_format) == ("b", "faces.rect", "cxcywh")
@@ -111,9 +109,7 @@ def test_other_formats_have_to_be_said(box_format):
 
 def test_an_impossible_format_is_refused_and_a_doubtful_one_is_said():
     boxes, sizes, _ = random_boxes("xywh", "pixels")
-    with pytest.raises(
-        ValueError, match=r"% of the boxes are impossible as xyxy in pixels: correct columns.box_format"
-    ):
+    with pytest.raises(ValueError, match=r"% of the boxes are impossible as xyxy in pixels: correct columns\.box"):
         find_box_format(boxes, sizes, None, Columns("image", box_format="xyxy"), "here", Problems())
     doubtful, one_size = np.array([[10.0, 10.0, 30.0, 40.0]]), np.array([[100.0, 100.0]])
     problems = Problems()
