@@ -7,7 +7,6 @@ A sample that cannot be read or transformed does not end a run: another one stan
 the batch says so.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from pix2seq_hf.data.handover import Buffers, Lent
 from pix2seq_hf.data.rows import load_record
 from pix2seq_hf.tokenization_pix2seq import PADDING_FLOAT
 
@@ -170,6 +170,7 @@ class TrainingCollator:
     ):
         self.task, self.vocabulary, self.transforms, self.seed = task, vocabulary, transforms, seed
         self.batch_duplicates, self.task_options = batch_duplicates, task_options
+        self.buffers = Buffers()
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         r"""Build a batch.
@@ -184,6 +185,7 @@ class TrainingCollator:
             good one, or without any a gray picture, with weights of 0."""
         copies = [(key, record, copy) for key, record in samples for copy in range(self.batch_duplicates)]
         batch: dict[str, torch.Tensor] = {}
+        lent: dict[str, Lent] = {}
         good = []
         with one_thread():
             for slot, (key, record, duplicate) in enumerate(copies):
@@ -194,17 +196,23 @@ class TrainingCollator:
                     sample = self.prepare(key, record, duplicate, canvas)
                 except (ValueError, OSError):
                     continue
-                self._place(sample, slot, batch, len(copies))
+                self._place(sample, slot, len(copies), batch, lent)
                 good.append(slot)
             if not good:
-                self._place(self.prepare(copies[0][0], self._blank_record()), 0, batch, len(copies))
+                self._place(self.prepare(copies[0][0], self._blank_record()), 0, len(copies), batch, lent)
         is_bad = torch.ones(len(copies), dtype=torch.bool)
         is_bad[good] = False
         if is_bad.any():
             for value in batch.values():
                 value[is_bad] = value[good[0] if good else 0].clone()
             batch["label_weights"][is_bad] = 0
-        return {**batch, "sample_rows": torch.tensor([key.row for key, _, _ in copies]), "is_bad": is_bad}
+        rows = torch.tensor([key.row for key, _, _ in copies])
+        return {
+            **batch,
+            **lent,
+            "sample_rows": rows,
+            "is_bad": is_bad,
+        }  # from here, what is lent goes to the main process
 
     def prepare(
         self, key: SampleKey, record: Mapping[str, Any], duplicate: int = 0, canvas: torch.Tensor | None = None
@@ -225,12 +233,21 @@ class TrainingCollator:
         targets = self.task.targets(transformed, self.vocabulary, rng, **self.task_options)
         return {"pixel_values": transformed["image"], **targets.as_dict()}
 
-    @staticmethod
-    def _place(sample: Mapping[str, torch.Tensor], slot: int, batch: dict[str, torch.Tensor], size: int) -> None:
+    def _place(
+        self,
+        sample: Mapping[str, torch.Tensor],
+        slot: int,
+        size: int,
+        batch: dict[str, torch.Tensor],
+        lent: dict[str, Lent],
+    ) -> None:
         """Write a sample into the batch, which the first sample makes."""
+        if not batch:
+            batch |= {name: value.new_empty((size, *value.shape)) for name, value in sample.items()}
+            if torch.utils.data.get_worker_info() is not None:
+                lent["pixel_values"] = self.buffers.lend(batch["pixel_values"].shape)
+                batch["pixel_values"] = lent["pixel_values"].tensor
         for name, value in sample.items():
-            if name not in batch:
-                batch[name] = empty_tensor((size, *value.shape), value.dtype)
             place = batch[name][slot]
             assert value.shape == place.shape, f"{name} of {tuple(value.shape)} in a batch of {tuple(place.shape)}"
             if value.data_ptr() != place.data_ptr():  # otherwise the transforms wrote there
@@ -277,12 +294,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(num_threads)
-
-
-def empty_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A new tensor; in a worker process it lies where the main process can read it, so that nobody copies it."""
-    if torch.utils.data.get_worker_info() is None:
-        return torch.empty(shape, dtype=dtype)
-    # As in torch's own `default_collate`.
-    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
-    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
