@@ -172,7 +172,7 @@ def test_document_types_are_found_in_any_encoding(tmp_path):
 def test_broken_pictures_are_named(write):
     folder = write(describe(DOG))
     (folder / "JPEGImages/a.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"a\.png: is no usable picture .*a\.xml describes it"):
+    with pytest.raises(ValueError, match=r"a\.png: is not a picture.*; .*a\.xml describes it"):
         read_voc(folder, "train")
 
 

@@ -186,3 +186,16 @@ def load_pixels(path: str | Path, image_size: tuple[int, int], content: bytes | 
         found, annotated = (f"{width} x {height}" for width, height in (picture.size, image_size[::-1]))
         raise ValueError(f"{path}: the picture is {found} pixels, its annotation says {annotated}")
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def read_picture_size(path: str | Path) -> tuple[tuple[int, int], bool]:
+    r"""Read the size of a picture without its pixels.
+
+    Args:
+        path (`str` or `Path`): The picture.
+    Returns:
+        `tuple`: Height and width as stored, and whether the picture lies on its side: upright they are swapped.
+    Raises:
+        ValueError: If the file is no picture."""
+    with open_picture(path) as header:
+        return header.size[::-1], orientation_of(header) in (5, 6, 7, 8)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from pix2seq_hf.data import coco, voc
+from pix2seq_hf.data import coco, voc, yolo
 from pix2seq_hf.data.problems import Problems
 from pix2seq_hf.data.rows import Split
 
@@ -13,13 +13,14 @@ LAYOUTS = {
     "saved": "a folder written by save_to_disk (state.json or dataset_dict.json)",
     "coco": "a COCO folder (annotations/instances_<split>.json or <split>/_annotations.coco.json)",
     "voc": "a Pascal VOC folder (Annotations/*.xml and JPEGImages/)",
+    "yolo": "a YOLO folder (data.yaml or classes.txt, images/ and labels/)",
     "imagefolder": "a folder of pictures with metadata (metadata.jsonl, .csv or .parquet)",
     "parquet": "a parquet file or a folder of them",
     "hub": "the name of a data set on the Hub (owner/name)",
 }
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-READERS = {"coco": coco.read_coco, "voc": voc.read_voc}
-SPLITS = {"coco": coco.list_splits, "voc": voc.list_splits}
+READERS = {"coco": coco.read_coco, "voc": voc.read_voc, "yolo": yolo.read_yolo}
+SPLITS = {"coco": coco.list_splits, "voc": voc.list_splits, "yolo": yolo.list_splits}
 
 
 def find_layout(data: str | Path) -> str:
@@ -35,6 +36,8 @@ def find_layout(data: str | Path) -> str:
     path = Path(data)
     if path.is_file() and path.suffix == ".parquet":
         return "parquet"
+    if path.is_file() and path.suffix in (".yaml", ".yml"):
+        return "yolo"
     if path.is_dir():
         for layout, is_it in _SIGNS.items():
             if is_it(path):
@@ -120,6 +123,7 @@ _SIGNS = {
     "saved": _is_saved,
     "coco": lambda folder: bool(coco.list_splits(folder)),
     "voc": lambda folder: bool(voc.list_splits(folder)),
+    "yolo": lambda folder: bool(yolo.list_splits(folder)),
     "imagefolder": _is_imagefolder,
     "parquet": _is_table,
 }

@@ -25,14 +25,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 import datasets
-from PIL import ExifTags, Image
 
 from pix2seq_hf.data.annotations import boxes_from_xywh
 from pix2seq_hf.data.coco import MAX_LABEL
 from pix2seq_hf.data.mending import choose_images, mend_box
 from pix2seq_hf.data.pictures import PICTURE_SUFFIXES
 from pix2seq_hf.data.problems import Problems
-from pix2seq_hf.data.rows import FEATURES, Split, coco_annotations
+from pix2seq_hf.data.rows import FEATURES, Split, coco_annotations, read_picture_size
 
 WHOLE = "all"
 ANNOTATION_FOLDERS = ("Annotations", "annotations")
@@ -238,12 +237,9 @@ def _find_picture(path: Path, root: ElementTree.Element, pictures: dict[str, Pat
 def _read_size(root: ElementTree.Element, path: Path, picture: Path, problems: Problems) -> tuple[int, int]:
     """Height and width that the boxes are given for, checked against the picture."""
     try:
-        with Image.open(picture) as header:
-            actual = header.size[::-1]
-            is_turned = header.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    except Exception as error:  # damaged headers make Pillow's readers raise nearly anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{picture}: is no usable picture ({reason}); {path} describes it") from None
+        actual, is_turned = read_picture_size(picture)
+    except ValueError as error:
+        raise ValueError(f"{error}; {path} describes it") from None
     sides = [_number(root.find("size"), name) for name in ("height", "width")]
     if not all(side is not None and side > 0 for side in sides):
         problems.repair("picture size missing", f"{path}: has no usable <size>: taken from {picture.name}")
