@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 LIST_OF_FILES = "complete.json"
 STATE_FILE = "run_state.json"
 AVERAGE_FILE = "average.safetensors"
+FAILURES = (OSError, RuntimeError, SafetensorError)  # what a full disk is to Python, to torch and to safetensors
 
 
 def save_checkpoint(
@@ -53,7 +55,7 @@ def save_checkpoint(
     failure = None
     try:
         accelerator.save_state(str(unfinished))
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+    except FAILURES as error:
         failure = error
     if _any_process(accelerator, failure is not None):
         _give_up(accelerator, unfinished, step, failure)
@@ -64,7 +66,7 @@ def save_checkpoint(
             if average is not None:
                 save_model(average, str(unfinished / AVERAGE_FILE))
             _finish(unfinished, finished)
-        except (OSError, RuntimeError) as error:
+        except FAILURES as error:
             failure = error
     if _any_process(accelerator, failure is not None):
         _give_up(accelerator, unfinished, step, failure)
