@@ -2,12 +2,13 @@
 
 import json
 
+import datasets
 import pytest
 from PIL import Image
 
 from conftest import PROJECT_ROOT
 from pix2seq_hf.data.problems import Problems
-from pix2seq_hf.data.sources import find_layout, list_splits, open_split
+from pix2seq_hf.data.sources import find_layout, list_splits, open_split, open_stream
 
 VOC = (
     "<annotation><size><width>40</width><height>20</height></size><object><name>dog</name><bndbox><xmin>1</xmin>"
@@ -58,6 +59,8 @@ def test_every_layout_gives_the_same(tmp_path, layout):
     assert row["boxes_yxyx"][0] == pytest.approx([0.1, 0.025, 0.3, 0.125])
     (item,) = opened.annotations["annotations"]
     assert item["bbox"] == [1, 2, 4, 4] and item["area"] == pytest.approx(16) and item["iscrowd"] == 0
+    stream = open_stream(tmp_path / "data", split)
+    assert (list(stream.dataset), stream.id2label, stream.num_rows) == ([row], {1: "dog"}, 1)
     with pytest.raises(OSError, match=rf"splits that are there: {split}") as caught:
         open_split(tmp_path / "data", "nonsense")
     assert "\n" not in str(caught.value)
@@ -77,6 +80,27 @@ def test_names(tmp_path, monkeypatch):
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(ValueError, match=r"a\.json: a single file that is no \.parquet"):
         find_layout(tmp_path / "a.json")
+
+
+def test_tables(tmp_path):
+    objects = {"bbox": [[1.0, 2.0, 4.0, 4.0]], "category": ["dog"]}
+    folder = tmp_path / "pictures/train"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (40, 20)).save(folder / "a.png")
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "objects": objects}))
+    content = (folder / "a.png").read_bytes()
+    table = datasets.Dataset.from_list([{"image": {"bytes": content, "path": None}, "objects": objects}])
+    table = table.cast_column("image", datasets.Image())
+    table.to_parquet(tmp_path / "table/train-00000-of-00001.parquet")
+    table.save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict({"train": table}).save_to_disk(tmp_path / "several")
+    places = {"pictures": "imagefolder", "table": "parquet", "saved": "saved", "several": "saved"}
+    for place, layout in places.items():
+        assert find_layout(tmp_path / place) == layout and list_splits(tmp_path / place) == ["train"]
+        opened = open_split(tmp_path / place, "train", columns={"box_format": "xywh"})
+        streamed = open_stream(tmp_path / place, "train", columns={"box_format": "xywh", "names": ["dog"]})
+        for row in (opened.dataset[0], next(iter(streamed.dataset))):
+            assert row["labels"] == [1] and row["boxes_yxyx"][0] == pytest.approx([0.1, 0.025, 0.3, 0.125])
 
 
 def test_unknown_layouts(tmp_path):

@@ -3,8 +3,9 @@ r"""Which reader opens a data set: looks at what a name stands for, and asks the
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from pix2seq_hf.data import coco, voc, yolo
+from pix2seq_hf.data import coco, hub, voc, yolo
 from pix2seq_hf.data.problems import Problems
 from pix2seq_hf.data.rows import Split
 
@@ -19,6 +20,7 @@ LAYOUTS = {
     "hub": "the name of a data set on the Hub (owner/name)",
 }
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+MAX_SHARDS = 64  # of a stream: as many workers can share one
 READERS = {"coco": coco.read_coco, "voc": voc.read_voc, "yolo": yolo.read_yolo}
 SPLITS = {"coco": coco.list_splits, "voc": voc.list_splits, "yolo": yolo.list_splits}
 
@@ -60,12 +62,7 @@ def list_splits(data: str | Path) -> list[str]:
 
     Raises:
         OSError, ValueError: As [`find_layout`] does."""
-    layout = find_layout(data)
-    if layout in SPLITS:
-        return SPLITS[layout](data)
-    from pix2seq_hf.data import hub  # brings a reader for each format
-
-    return hub.list_splits(data)
+    return SPLITS.get(find_layout(data), hub.list_splits)(data)
 
 
 def open_split(
@@ -76,7 +73,7 @@ def open_split(
     max_images: int | None = None,
     tasks: Iterable[str] = ("object_detection",),
     num_keypoints: int = 17,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, Any] | None = None,
     problems: Problems | None = None,
 ) -> Split:
     r"""Open one split of a data set of any known layout.
@@ -88,7 +85,8 @@ def open_split(
         max_images (`int`, *optional*): Keep at most the first so many pictures.
         tasks (`Iterable[str]`): Names in `TASK_FEATURES`: what is read beside boxes.
         num_keypoints (`int`): Keypoints of an object.
-        columns (`Mapping[str, str]`, *optional*): For tables (parquet, Hub, metadata): where their columns differ.
+        columns (`Mapping`, *optional*): Of tables (parquet, Hub, metadata): what their columns mean, see
+            [`~data.columns.Columns`].
         problems ([`Problems`], *optional*): Collects what was mended, and errors; by default the first error is raised.
     Returns:
         [`Split`].
@@ -101,13 +99,30 @@ def open_split(
         if columns:
             raise ValueError(f"{data}: is {LAYOUTS[layout]}, which has no columns to be mapped: leave out `columns`")
         return READERS[layout](data, split, image_ids, max_images, **options)
-    from pix2seq_hf.data import hub  # brings a reader for each format
-
     return hub.read_dataset(data, split, image_ids, max_images, columns=columns, **options)
 
 
-def _is_saved(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+def open_stream(
+    data: str | Path,
+    split: str,
+    *,
+    max_images: int | None = None,
+    tasks: Iterable[str] = ("object_detection",),
+    num_keypoints: int = 17,
+    columns: Mapping[str, Any] | None = None,
+    problems: Problems | None = None,
+) -> hub.StreamSplit:
+    r"""Open one split of a data set of any known layout in streaming form; arguments and errors as of [`open_split`].
+
+    Tables are read, and the Hub is asked, only as far as rows are taken. Of folders of files the annotations are read
+    first, as in [`open_split`]; only the pictures are left for later."""
+    options = {"max_images": max_images, "tasks": list(tasks), "num_keypoints": num_keypoints, "problems": problems}
+    if find_layout(data) not in READERS:
+        return hub.stream_dataset(data, split, columns=columns, **options)
+    opened = open_split(data, split, columns=columns, **options)
+    num_rows = len(opened.dataset)
+    stream = opened.dataset.to_iterable_dataset(num_shards=min(MAX_SHARDS, num_rows))
+    return hub.StreamSplit(stream, opened.id2label, num_rows)
 
 
 def _is_table(folder: Path) -> bool:
@@ -120,7 +135,7 @@ def _is_imagefolder(folder: Path) -> bool:
 
 
 _SIGNS = {
-    "saved": _is_saved,
+    "saved": hub.is_saved,
     "coco": lambda folder: bool(coco.list_splits(folder)),
     "voc": lambda folder: bool(voc.list_splits(folder)),
     "yolo": lambda folder: bool(yolo.list_splits(folder)),
