@@ -59,22 +59,22 @@ def resample(
     if canvas is None:
         canvas = image.new_empty((channels, height, width), dtype=torch.float32)
     result = canvas[:, :height, :width]
-    pixels = image.permute(1, 2, 0).reshape(old_height, -1).numpy()  # (old_height, old_width * channels)
+    first_column, last_column = int(columns.low.min()), int(columns.high.max())
+    pixels = image[..., first_column : last_column + 1].permute(1, 2, 0).flatten(1)  # (old_height, columns * channels)
     low, high = (
-        (numbers * channels + np.arange(channels)[:, None]).ravel() for numbers in (columns.low, columns.high)
+        torch.from_numpy(((numbers - first_column) * channels + np.arange(channels)[:, None]).ravel())
+        for numbers in (columns.low, columns.high)
     )  # (channels * width,), plane by plane
-    column_share = torch.from_numpy(columns.share)
+    column_share = torch.from_numpy(columns.share).repeat(channels)
     row_share = torch.from_numpy(rows.share)[:, None, None]
     for start in range(0, height, ROWS_AT_ONCE):
         part = slice(start, start + ROWS_AT_ONCE)
         first, last = int(rows.low[part][0]), int(rows.high[part][-1])
-        left_of, right_of = (
-            torch.from_numpy(pixels[first : last + 1].take(numbers, 1, mode="clip")).float().view(-1, channels, width)
-            for numbers in (low, high)
-        )
-        wide = left_of.lerp_(right_of, column_share)  # (rows of the picture, channels, width)
-        if image.dtype == torch.uint8:
-            wide.mul_(1 / 255)
+        old = pixels[first : last + 1]
+        if old.dtype == torch.uint8:
+            old = old.float().mul_(1 / 255)
+        wide = old.index_select(1, low).lerp_(old.index_select(1, high), column_share)
+        wide = wide.view(-1, channels, width)  # (rows of the picture, channels, width)
         above, below = (
             wide.index_select(0, torch.from_numpy(numbers[part] - first)) for numbers in (rows.low, rows.high)
         )
