@@ -8,6 +8,8 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
+from pix2seq_hf.data.scenes import write_scenes
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 TINY = {
     "image_size": 32,
@@ -232,3 +234,40 @@ def test_disagreement_ends_with_a_line(decode, tiny_cases, monkeypatch, capsys):
     monkeypatch.setattr(decode, "LOGITS_TOLERANCE", -1.0)
     assert decode.main(["--case", "tiny", "--tokens", "2", "--repetitions", "1"]) == 1
     assert "the two ways of decoding disagree" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def data():
+    """The module `benchmarks/data.py`."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import data
+
+        yield data
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+        del sys.modules["data"]
+
+
+def test_rates_of_the_input_pipeline(data, tmp_path, capsys):
+    write_scenes(tmp_path, "train", 5, seed=0, image_size=(48, 64))
+    options = ["--split", "train", "--image-size", "32", "--batch-size", "2", "--pictures", "8", "--rounds", "1"]
+    data.main([str(tmp_path), *options, "--workers", "0", "2", "--step-ms", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("5 pictures, detection at 32, batches of 2")
+    rows = {line[:44].strip(): [float(word) for word in line[44:].split()] for line in lines[2:7]}
+    assert list(rows) == [
+        "decoding alone, Pillow",
+        "decoding alone, load_pixels",
+        "decoding alone, load_pixels, 2 processes",
+        "pipeline, 0 workers",
+        "pipeline, 2 workers",
+    ]
+    assert all(len(numbers) == 3 and numbers[0] > 0 for numbers in rows.values())
+    assert "2 workers take" in lines[7] and "stated 450/s" in lines[7]
+    assert lines[8].startswith("a step of 1 ms takes 2000 pictures/s at most; share of waiting: ")
+
+
+def test_rates_are_the_best_of_all_rounds(data):
+    slow, fast = data.Rate(10.0, 0.3), data.Rate(8.0, 0.2)
+    assert slow.best_of(fast) == data.Rate(10.0, 0.2) and slow.best_of(None) == slow
