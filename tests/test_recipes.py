@@ -162,7 +162,7 @@ def test_the_list_has_a_line_for_every_file(capsys):
     assert [line.split()[0] for line in lines] == list(list_files()) and FOLDER == RECIPES
     assert set(list_recipes()) <= set(list_files())
     for line in lines:
-        assert len(line.split()) > 3 and len(line) <= 120, line
+        assert len(line.split()) > 3 and len(line) <= 130, line
     assert any(line.startswith("bccd ") and "blood cells" in line for line in lines)
 
 
