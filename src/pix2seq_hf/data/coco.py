@@ -285,7 +285,7 @@ def _mend_objects(
     mended, known = [], {}
     next_id = 1 + max((item["id"] for item in annotations if is_integer(item.get("id"))), default=0)
     for item in annotations:
-        name = item.get("id", "without id")
+        name = item.get("id")
         if not is_integer(name):
             item = {**item, "id": next_id}
         elif name in known:
@@ -319,7 +319,8 @@ def _mend_outlines(
 
 def _report(faults: Iterable[Fault], name: Any, path: Path, problems: Problems) -> None:
     for kind, words in faults:
-        problems.repair(kind, f"{path}: annotation {name} {words}")
+        shown = "without id" if name is None else shorten(name)
+        problems.repair(kind, f"{path}: annotation {shown} {words}")
 
 
 def _read_keypoints(folder: Path, split: str, num_keypoints: int, dropped: set[int], problems: Problems) -> dict:
@@ -364,7 +365,7 @@ def _read_captions(folder: Path, split: str, problems: Problems) -> dict:
     content, mended = read_instances(path, lists=("images", "annotations")), []
     for item in content["annotations"]:
         caption, faults = mend_caption(item.get("caption"))
-        _report(faults, item.get("id", "without id"), path, problems)
+        _report(faults, item.get("id"), path, problems)
         if caption is not None:
             mended.append({**item, "caption": caption} if faults else item)
     return {**content, "annotations": mended}
