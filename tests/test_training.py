@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from pix2seq_hf.data.scenes import SCENE_CLASSES, write_scenes
 from pix2seq_hf.training import command
-from pix2seq_hf.training.arguments import RECIPES, Recipe, build_recipe, list_recipes, load_recipe, save_recipe
+from pix2seq_hf.training.arguments import Recipe, build_recipe, load_recipe, save_recipe
 from pix2seq_hf.training.build import build_model
 from pix2seq_hf.training.loop import train, train_step
 
@@ -139,18 +139,6 @@ def test_wrong_settings_are_named(tmp_path, override, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_recipe(tmp_path / "mine.yaml", [override])
     assert "\n" not in str(caught.value)
-
-
-def test_recipes_of_the_package():
-    assert "overfit" in list_recipes()
-    for name in list_recipes():
-        recipe = load_recipe(name)
-        model, _ = build_model(recipe.model, {1: "thing"})
-        assert sum(weight.numel() for weight in model.parameters()) > 0
-        head = (RECIPES / f"{name}.yaml").read_text().splitlines()[:8]
-        assert all(any(word in line for line in head) for word in ("# command:", "# hardware:", "# expected:")), name
-    with pytest.raises(OSError, match=r"overfitt: no such recipe \(recipes of the package: .*overfit"):
-        load_recipe("overfitt")
 
 
 # --- The loop ---------------------------------------------------------------------------------------------------------

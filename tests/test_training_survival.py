@@ -293,7 +293,7 @@ def test_run_json(scenes, tmp_path):
     train(tiny(), scenes, tmp_path / "run", show_progress=False)
     facts = json.loads((tmp_path / "run/run.json").read_text())
     assert facts["total_steps"] == 6 and facts["samples"] == {"object_detection": 6}
-    assert facts["data"]["num_pictures"] == 6 and len(facts["data"]["fingerprint"]) == 16
+    assert facts["data"]["num_pictures"] == [6] and len(facts["data"]["fingerprint"]) == 16
     (start,) = facts["starts"]
     assert torch.__version__.startswith(start["versions"]["torch"]) and start["end"] == "finished"
     assert facts["recipe"]["training"]["batch_size"] == 4

@@ -191,7 +191,7 @@ def test_nothing_to_learn_from(folder):
         first_batch("keypoint_detection", recipe, folder)
     recipe = tiny(captioning={"tokenizer": "x"}, data={"image_ids": [2, 3]})
     material = open_material(recipe, folder)
-    with pytest.raises(ValueError, match="no picture of train2017 has a caption"):
+    with pytest.raises(ValueError, match="train2017 has no picture with a caption"):
         build_dataset("captioning", recipe, material, build_model(recipe.model, material.split.id2label)[0].config)
 
 

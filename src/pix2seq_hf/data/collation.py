@@ -91,6 +91,11 @@ class RecordDataset(torch.utils.data.Dataset):
         except (ValueError, OSError) as error:
             return key, BadSample(str(error))
 
+    @property
+    def num_samples(self) -> int:
+        """How many there are in an epoch."""
+        return len(self)
+
     def read(self, row: int) -> dict[str, Any]:
         """Return the record of a row; transforms leave the records they are given alone."""
         if self.kept is None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
 
 from pix2seq_hf.configuration_pix2seq import COCO_KEYPOINT_NAMES, Pix2SeqConfig
 from pix2seq_hf.data.collation import ObjectDataset, RecordDataset, StreamSampler, TrainingCollator
+from pix2seq_hf.data.hub import StreamSplit
 from pix2seq_hf.data.mixture import MixtureSampler, join_splits
 from pix2seq_hf.data.problems import Problems
 from pix2seq_hf.data.rows import Split
-from pix2seq_hf.data.sources import open_split
+from pix2seq_hf.data.sources import open_split, open_stream
+from pix2seq_hf.data.stream import StreamDataset
 from pix2seq_hf.data.transforms import (
     Compose,
     CropToObject,
@@ -35,6 +37,7 @@ from pix2seq_hf.training.caption_tokenizer import load_caption_tokenizer, train_
 from pix2seq_hf.training.interruption import ignore_stop_signals
 from pix2seq_hf.training.optimization import AdamW, WarmUpAndDecay, group_parameters, scale_learning_rate
 from pix2seq_hf.training.pretrained import load_pretrained, read_pretrained_config
+from pix2seq_hf.training.run_info import data_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -46,15 +49,24 @@ class Material:
     r"""What a run learns from.
 
     Args:
-        split ([`Split`]): The rows of all data sets, one after the other.
-        sizes (`list[int]`): Rows of each data set.
+        split ([`Split`] or [`StreamSplit`]): The rows of all data sets, one after the other.
+        sizes (`list[int]`): Rows of each data set; of a stream it may not be known.
         weights (`list[float]`): How often each is drawn from.
         tasks (`list[set[str]]`): What each is used for."""
 
-    split: Split
-    sizes: list[int]
+    split: Split | StreamSplit
+    sizes: list[int | None]
     weights: list[float]
     tasks: list[set[str]]
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the rows come one after the other, without an index."""
+        return isinstance(self.split, StreamSplit)
+
+    def fingerprint(self, data: str | Path) -> str:
+        """What the material is recognised by when a run goes on: its annotations, or the name of a stream."""
+        return f"stream of {data}" if self.is_stream else data_fingerprint(self.split.dataset)
 
 
 @dataclass(frozen=True)
@@ -62,16 +74,18 @@ class TaskSamples:
     r"""What a task learns from.
 
     Args:
-        dataset ([`RecordDataset`]): Samples of all data sets, one after the other; never empty.
-        sizes (`list[int]`): Samples of each data set.
+        dataset ([`RecordDataset`] or [`StreamDataset`]): Samples of all data sets, one after the other; never empty.
+        sizes (`list[int]`): Samples of each data set; of a stream it may not be known.
         weights (`list[float]`): How often each is drawn from."""
 
-    dataset: RecordDataset
-    sizes: list[int]
+    dataset: RecordDataset | StreamDataset
+    sizes: list[int | None]
     weights: list[float]
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        if self.dataset.num_samples is None:
+            raise ValueError("the length of the stream is not known: set training.steps and optimization.warmup_steps")
+        return self.dataset.num_samples
 
 
 def open_material(recipe: Recipe, data: str | Path) -> Material:
@@ -85,6 +99,14 @@ def open_material(recipe: Recipe, data: str | Path) -> Material:
     Raises:
         OSError, ValueError: As [`~data.sources.open_split`]."""
     options = {"tasks": list(recipe.tasks), "num_keypoints": num_keypoints(recipe)}
+    if recipe.data.streaming:
+        settings = recipe.data
+        if settings.others or settings.image_ids is not None:
+            raise ValueError("data.streaming goes without data.others and data.image_ids: a stream has no index")
+        stream = open_stream(
+            data, settings.split, max_images=settings.max_images, columns=settings.columns or None, **options
+        )
+        return Material(stream, [stream.num_rows], [1.0], [set(recipe.tasks)])
     splits, weights, tasks = [], [], []
     for path, settings in ((data, recipe.data), *((other.path, other) for other in recipe.data.others)):
         problems = Problems()
@@ -146,46 +168,69 @@ def build_dataset(name: str, recipe: Recipe, material: Material, config: Pix2Seq
         [`TaskSamples`].
     Raises:
         ValueError: If no picture has what the task needs."""
+    widths = {"max_points_per_object": config.max_points_per_object, "num_keypoints": config.num_keypoints}
+    if material.is_stream:
+        stream = StreamDataset(
+            material.split,
+            lambda row: samples_of_row(name, row, config),
+            recipe.training.seed,
+            recipe.batch_size(name) // recipe.training.gradient_accumulation_steps,
+            buffer_size=recipe.data.shuffle_buffer,
+            **widths,
+        )
+        return TaskSamples(stream, material.sizes, material.weights)
     rows = material.split.dataset
-    options = {
-        "keep_records": recipe.data.keep_pictures,
-        "max_points_per_object": config.max_points_per_object,
-        "num_keypoints": config.num_keypoints,
-    }
     ends = np.cumsum(material.sizes)
     source_of = np.searchsorted(ends, np.arange(len(rows)), side="right")  # (num_rows,)
     is_used = np.array([name in tasks for tasks in material.tasks])[source_of]  # (num_rows,)
-    if name == "keypoint_detection":
-        objects = [
-            (row, index)
-            for row, (labels, crowds, counts) in enumerate(
-                zip(rows["labels"], rows["is_crowd"], rows["num_keypoints"], strict=True)
-            )
-            for index, (label, is_crowd, count) in enumerate(zip(labels, crowds, counts, strict=True))
-            if is_used[row] and label in config.keypoint_labels and count and not is_crowd
-        ]
-        _require(objects, f"{recipe.data.split} has no object with keypoints of the labels {config.keypoint_labels}")
-        sources = source_of[[row for row, _ in objects]]
-        dataset = ObjectDataset(rows, objects, **options)
-    else:
-        field, what = {
-            "object_detection": ("labels", "an object"),
-            "instance_segmentation": ("polygons_xy", "an object with a polygon"),
-            "captioning": ("captions", "a caption"),
+    columns = rows.select_columns([*FIELDS_OF_SAMPLES[name]])
+    samples = [
+        (row, index)
+        for row, values in enumerate(columns)
+        if is_used[row]
+        for index in samples_of_row(name, values, config)
+    ]
+    if not samples:
+        what = {
+            "object_detection": "picture with an object",
+            "instance_segmentation": "object with a polygon",
+            "keypoint_detection": f"object with keypoints of the labels {config.keypoint_labels}",
+            "captioning": "picture with a caption",
         }[name]
-        kept = [row for row, values in enumerate(rows[field]) if is_used[row] and any(values)]
-        _require(kept, f"no picture of {recipe.data.split} has {what}")
-        sources = source_of[kept]
+        raise ValueError(f"{recipe.data.split} has no {what}")
+    kept = [row for row, _ in samples]
+    sizes = np.bincount(source_of[kept], minlength=len(ends)).tolist()
+    options = {"keep_records": recipe.data.keep_pictures, **widths}
+    if name == "keypoint_detection":
+        dataset = ObjectDataset(rows, samples, **options)
+    else:
         dataset = RecordDataset(rows.select(kept), **options)
-    return TaskSamples(dataset, np.bincount(sources, minlength=len(ends)).tolist(), material.weights)
+    return TaskSamples(dataset, sizes, material.weights)
 
 
-def _require(found: list, message: str) -> None:
-    if not found:
-        raise ValueError(message)
+# What of a row decides whether a task can learn from it.
+FIELDS_OF_SAMPLES = {
+    "object_detection": ("labels",),
+    "instance_segmentation": ("polygons_xy",),
+    "keypoint_detection": ("labels", "is_crowd", "num_keypoints"),
+    "captioning": ("captions",),
+}
 
 
-def build_caption_tokenizer(recipe: Recipe, split: Split) -> Any:
+def samples_of_row(name: str, row: Mapping[str, Any], config: Pix2SeqConfig) -> list[int | None]:
+    """What a task learns from a row: the numbers of its objects with keypoints, or the whole (`None`), or nothing."""
+    fields = FIELDS_OF_SAMPLES[name]
+    if name != "keypoint_detection":
+        return [None] if any(row[fields[0]]) else []
+    objects = zip(*(row[field] for field in fields), strict=True)
+    return [
+        index
+        for index, (label, is_crowd, count) in enumerate(objects)
+        if label in config.keypoint_labels and count and not is_crowd
+    ]
+
+
+def build_caption_tokenizer(recipe: Recipe, split: Split | StreamSplit) -> Any:
     r"""Load or train the tokenizer of captions, if captions are trained.
 
     Args:
@@ -200,6 +245,8 @@ def build_caption_tokenizer(recipe: Recipe, split: Split) -> Any:
         return load_caption_tokenizer(settings.tokenizer)
     if recipe.model.pretrained is not None:
         return Pix2SeqProcessor.from_pretrained(recipe.model.pretrained).caption_tokenizer
+    if isinstance(split, StreamSplit):
+        raise ValueError("a stream cannot be read beforehand to learn its words: set captioning.tokenizer")
     captions = [caption for captions in split.dataset["captions"] for caption in captions]
     return train_caption_tokenizer(captions, settings.tokenizer_vocab_size)
 
@@ -342,7 +389,12 @@ def build_loader(
         **build_target_options(name, settings, config, processor.caption_tokenizer),
     )
     position = recipe.training.seed, total_steps * batch_size, start * batch_size
-    if len(samples.sizes) == 1:
+    if isinstance(samples.dataset, StreamDataset):
+        stream, sampler = samples.dataset, None
+        stream.start = start * batch_size
+        stream.process, stream.num_processes = accelerator.process_index, accelerator.num_processes
+        part //= accelerator.num_processes
+    elif len(samples.sizes) == 1:
         sampler = StreamSampler(len(samples), *position)
     else:
         sampler = MixtureSampler(samples.sizes, samples.weights, *position)

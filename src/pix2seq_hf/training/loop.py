@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import send_to_device, set_seed
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers.utils.logging import disable_progress_bar
@@ -37,7 +37,7 @@ from pix2seq_hf.training.checkpoints import (
 )
 from pix2seq_hf.training.evaluation import Evaluation, save_beside
 from pix2seq_hf.training.interruption import NAMES, StopSignals, TrainingInterrupted
-from pix2seq_hf.training.run_info import RunInfo, data_fingerprint
+from pix2seq_hf.training.run_info import RunInfo
 from pix2seq_hf.training.watch import Meter, TaskStep, Watch, progress_text
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,10 @@ def train(
     set_seed(recipe.training.seed)
     model, processor = build.build_model(recipe.model, material.split.id2label, list(recipe.tasks), tokenizer)
     samples = {name: build.build_dataset(name, recipe, material, model.config) for name in recipe.tasks}
-    num_samples = len(next(iter(samples.values())))
+    first = next(iter(samples.values()))
+    # A stream whose length is not known will do if the recipe counts in steps.
+    counts_steps = recipe.training.steps is not None and recipe.optimization.warmup_steps is not None
+    num_samples = 0 if counts_steps else len(first)
     total_steps = recipe.total_steps(num_samples)
     schedule = build.build_schedule(recipe, num_samples)
     check_space(output, checkpoint_bytes(model, int(recipe.optimization.ema_decay is not None)))
@@ -98,9 +101,11 @@ def train(
         for name in recipe.tasks
     }
     average = build.build_average(recipe, model, accelerator.device)
-    model, optimizer, *prepared = accelerator.prepare(model, optimizer, *loaders.values())
+    model, optimizer = accelerator.prepare(model, optimizer)
+    # A stream takes its part of every batch itself: Accelerate would let the first process read for all.
+    prepared = {name: loader if material.is_stream else accelerator.prepare(loader) for name, loader in loaders.items()}
     info = RunInfo(output / "run.json", accelerator.is_main_process)
-    fingerprint = data_fingerprint(material.split.dataset)
+    fingerprint = material.fingerprint(data)
     if checkpoint is not None:
         state = load_checkpoint(accelerator, checkpoint, None if average is None else average.module)
         if state["data_fingerprint"] != fingerprint:
@@ -112,8 +117,8 @@ def train(
         save_recipe(recipe, output / "recipe.yaml")
         disable_progress_bar()  # a second bar, whenever a model is saved
     info.note(
-        data={"path": str(data), "fingerprint": fingerprint, "num_pictures": len(material.split.dataset)},
-        samples={name: len(each) for name, each in samples.items()},
+        data={"path": str(data), "fingerprint": fingerprint, "num_pictures": material.sizes},
+        samples={name: each.dataset.num_samples for name, each in samples.items()},
         total_steps=total_steps,
         num_parameters=sum(weight.numel() for weight in model.parameters()),
         recipe=dataclasses.asdict(recipe),
@@ -123,7 +128,7 @@ def train(
     def run_state() -> dict[str, Any]:
         return {"data_fingerprint": fingerprint, "evaluation": evaluation.state if evaluation else None}
 
-    batches = {name: iter(loader) for name, loader in zip(loaders, prepared, strict=True)}
+    batches = {name: iter(loader) for name, loader in prepared.items()}
     task_weights = {name: settings.weight for name, settings in recipe.tasks.items()}
     meter = Meter(sum(recipe.batch_size(name) for name in recipe.tasks), task_weights)
     watch = Watch(
@@ -237,7 +242,8 @@ def train_step(
     num_parts = accelerator.gradient_accumulation_steps
     steps = {}
     for name, stream in batches.items():
-        parts, rows, is_bad = zip(*(split_batch(next(stream)) for _ in range(num_parts // len(batches))), strict=True)
+        batches_of_step = (send_to_device(next(stream), accelerator.device) for _ in range(num_parts // len(batches)))
+        parts, rows, is_bad = zip(*map(split_batch, batches_of_step), strict=True)
         # Departure: the reference averages the losses of its replicas, each divided by its own sum of weights. Here the
         # sum runs over the whole batch, so that the result does not depend on how the batch was cut into parts.
         weights = [part["label_weights"].sum() for part in parts]

@@ -99,8 +99,8 @@ class Watch:
             logger.warning("%s: left out: %s", name, reason)
             with open(self.folder / "bad_samples.txt", "a", encoding="utf-8") as file:
                 file.write(f"{name}\t{row}\t{reason}\n")
-        num_rows, num_bad = len(self.datasets[name]), len(self.bad[name])
-        if num_bad > math.ceil(self.max_bad * num_rows):
+        num_rows, num_bad = self.datasets[name].num_samples, len(self.bad[name])
+        if num_rows is not None and num_bad > math.ceil(self.max_bad * num_rows):
             raise ValueError(
                 f"{num_bad} of the {num_rows} samples of {name} cannot be used, more than data.max_bad "
                 f"{self.max_bad:g}; the last: {reason}; all are in {self.folder / 'bad_samples.txt'}"
