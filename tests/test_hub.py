@@ -251,8 +251,8 @@ def test_outlines_and_keypoints(tmp_path):
     assert read["polygons_xy"] == [[triangle], [], []]
     assert read["keypoints_xyv"] == [[3, 4, 2, 0, 0, 0], [], []] and read["num_keypoints"] == [1, 0, 0]
     assert read["is_crowd"] == [False, False, True]
-    kinds = {"unusable polygon", "object without outline", "keypoints of a wrong length", "box format assumed"}
-    assert set(problems.counts()) == kinds
+    kinds = {"unusable polygon", "object without outline", "keypoints of a wrong length"}
+    assert set(problems.counts()) == kinds | {"boxes are taken for xywh in pixels"}
     assert [item["keypoints"] for item in split.keypoint_annotations["annotations"]] == [[3, 4, 2, 0, 0, 0]]
     assert all(item["segmentation"] for item in split.annotations["annotations"])  # evaluation cannot do without
     with pytest.raises(ValueError, match="no object has 17 usable keypoints"):

@@ -268,7 +268,9 @@ def find_box_format(
             if len(fitting) > 1
             else f"{100 * shares[other]:.0f} % would be impossible as {other}"
         )
-        problems.repair("box format assumed", f"{where}: boxes are taken for {box_format} in {units} ({reason})")
+        # A kind of its own for each: a loop that prints kinds says what was assumed.
+        taken = f"boxes are taken for {box_format} in {units}"
+        problems.repair(taken, f"{where}: {taken} ({reason})")
     elif shares[box_format] > 0.5:
         share = f"{100 * shares[box_format]:.0f} % of the boxes"
         raise ValueError(f"{where}: {share} are impossible as {box_format} in {units}: correct columns.box_format")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pix2seq_hf.data import coco, hub
+from pix2seq_hf.data import coco, hub, yolo
 from pix2seq_hf.data.columns import find_columns
 from pix2seq_hf.data.problems import Problems
 from pix2seq_hf.data.rows import TASK_FEATURES, Split, load_pixels
@@ -15,7 +15,7 @@ from pix2seq_hf.data.sources import find_layout
 SLOTS = 100  # objects of a picture that a sequence of the default length has room for
 SMALL_AREA, MEDIUM_AREA = 32**2, 96**2  # pixels; COCO's limits
 MESSAGES_PER_KIND = 3
-FILES_TO_LOOK_AT = 50
+PICTURES_TO_LOOK_AT = 50
 
 
 def find_tasks(data: str | Path, split: str, columns: Mapping[str, Any] | None = None) -> list[str]:
@@ -37,9 +37,11 @@ def find_tasks(data: str | Path, split: str, columns: Mapping[str, Any] | None =
         has |= {"keypoint_detection"} if has_points else set()
         has |= {"captioning"} if _has_file(data, split, "captions") else set()
     elif layout == "yolo":
-        paths = sorted(Path(data).rglob("labels/**/*.txt"))[:FILES_TO_LOOK_AT]
-        is_outline = any(len(line.split()) > 5 for path in paths for line in path.read_bytes().splitlines())
-        has = {"object_detection"} | ({"instance_segmentation"} if is_outline else set())
+        some = yolo.read_yolo(
+            data, split, None, PICTURES_TO_LOOK_AT, ["instance_segmentation"], problems=Problems(keep_going=True)
+        )
+        has = {"object_detection"}
+        has |= {"instance_segmentation"} if any(any(parts) for parts in some.dataset["polygons_xy"]) else set()
     else:
         features = hub.open_dataset(data, split, streaming=True).features or hub.open_dataset(data, split).features
         found = find_columns(features, columns, f"{data} ({split})")
