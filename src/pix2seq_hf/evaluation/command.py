@@ -1,4 +1,4 @@
-"""Measure the average precision of a model on a COCO folder (annotations/instances_SPLIT.json, pictures in SPLIT/).
+"""Measure the average precision of a model on a data set: a folder in COCO's, VOC's or YOLO's layout, or of `datasets`.
 
 examples:
   pix2seq evaluate --model vit-b --data coco --split val2017
@@ -21,7 +21,9 @@ from typing import Any
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `pix2seq evaluate`."""
     parser.add_argument("--model", required=True, metavar="DIR", help="a model folder, as convert and train write it")
-    parser.add_argument("--data", "--coco", required=True, metavar="DIR", help="COCO folder")
+    parser.add_argument(
+        "--data", "--coco", required=True, metavar="DATA", help="the data set: a folder, a file, or a name on the Hub"
+    )
     parser.add_argument("--split", default="val2017", help="which annotations and pictures (default: val2017)")
     parser.add_argument(
         "--tasks",
@@ -67,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise ValueError(f"--{option.replace('_', '-')} {value}: must be at least 1")
 
-    from pix2seq_hf.data.coco import read_coco
     from pix2seq_hf.data.rows import TASK_FEATURES
+    from pix2seq_hf.data.sources import open_split
     from pix2seq_hf.evaluation.boxes import format_box_metrics
     from pix2seq_hf.evaluation.measure import measure
     from pix2seq_hf.prediction import load_model
@@ -86,8 +88,13 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(
                 f"--tasks: {args.model} was not trained for {task}: its tasks are {', '.join(config.tasks)}"
             )
-    split = read_coco(
-        args.data, args.split, args.image_ids, args.max_images, tasks=wanted, num_keypoints=config.num_keypoints
+    split = open_split(
+        args.data,
+        args.split,
+        image_ids=args.image_ids,
+        max_images=args.max_images,
+        tasks=wanted,
+        num_keypoints=config.num_keypoints,
     )
     start = time.perf_counter()
     measured, found = measure(
