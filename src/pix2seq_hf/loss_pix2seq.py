@@ -95,6 +95,7 @@ def projected_loss(
         counted = counted.new_zeros(1)  # so that every parameter gets a gradient, which other processes wait for
     inputs = hidden_states.flatten(0, 1).index_select(0, counted)  # (num_counted, hidden_size)
     weight = bias = None
+    head = getattr(head, "_orig_mod", head)  # compiled by itself, it is what it was
     if _is_plain(head):
         weight, bias = head.weight, head.bias
     else:
