@@ -88,12 +88,14 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(scenes,
             [*map(str, command), "--output", str(run), "--quiet"],
             env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
-        deadline = time.monotonic() + 120
-        while find_checkpoint(run / "checkpoints")[0] <= reached and child.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        time.sleep(waits.uniform(0, 0.2))
-        os.killpg(child.pid, number)  # as a terminal and a cluster do: the whole group
+        try:
+            deadline = time.monotonic() + 300
+            while find_checkpoint(run / "checkpoints")[0] <= reached and child.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            time.sleep(waits.uniform(0, 0.2))
+        finally:
+            os.killpg(child.pid, number)  # as a terminal and a cluster do: the whole group
         said = child.communicate(timeout=60)[1]
         if child.returncode == 0:  # it was faster than its killer
             break
