@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from pix2seq_hf.data.scenes import write_scenes
+from pix2seq_hf.modeling_pix2seq import Pix2SeqForConditionalGeneration
 from pix2seq_hf.training.arguments import build_recipe
 from pix2seq_hf.training.checkpoints import (
     check_space,
@@ -280,6 +281,8 @@ def test_averaged_weights_are_what_is_saved(scenes, tmp_path):
     plain, average = weights_of(tmp_path / "plain"), weights_of(tmp_path / "averaged")
     last = load_file(tmp_path / "averaged/checkpoints/step-6/model.safetensors")
     name = "model.decoder.token_embeddings.weight"
+    loaded = Pix2SeqForConditionalGeneration.from_pretrained(tmp_path / "averaged/checkpoints/step-6")
+    assert torch.equal(loaded.state_dict()[name], last[name])
     assert torch.equal(plain[name], last[name]) and not torch.equal(average[name], last[name])
     # A mean of the weights on the way lies between the first and the last.
     assert (average[name] - last[name]).norm() < last[name].norm()

@@ -230,6 +230,7 @@ class LoopArguments:
         gradient_accumulation_steps (`int`): Parts that the batch of a step is cut into, one after the other.
         mixed_precision (`str`): `"no"`, `"bf16"` or `"fp16"`.
         gradient_checkpointing (`bool`): Compute activations twice instead of keeping them.
+        compile (`bool`): Compile the layers with `torch.compile`; needs a C++ compiler, and minutes at the start.
         checkpoint_steps (`int`, *optional*): Save a checkpoint every so many steps; also when the run is interrupted.
         keep_checkpoints (`int`): How many of the last checkpoints are kept.
         log_steps (`int`): Write to the log every so many steps.
@@ -244,6 +245,7 @@ class LoopArguments:
     gradient_accumulation_steps: int = 1
     mixed_precision: str = "no"
     gradient_checkpointing: bool = False
+    compile: bool = False
     checkpoint_steps: int | None = 1000
     keep_checkpoints: int = 3
     log_steps: int = 10

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, ProjectConfiguration
+from accelerate.utils import ProjectConfiguration
 
 from pix2seq_hf.configuration_pix2seq import COCO_KEYPOINT_NAMES, Pix2SeqConfig
 from pix2seq_hf.data.collation import ObjectDataset, RecordDataset, StreamSampler, TrainingCollator
@@ -34,6 +34,7 @@ from pix2seq_hf.processing_pix2seq import TASKS, Pix2SeqProcessor
 from pix2seq_hf.task_object_detection import TOKENS_PER_OBJECT
 from pix2seq_hf.training.arguments import ModelArguments, Recipe, TaskArguments
 from pix2seq_hf.training.caption_tokenizer import load_caption_tokenizer, train_caption_tokenizer
+from pix2seq_hf.training.devices import build_accelerator_options
 from pix2seq_hf.training.interruption import ignore_stop_signals
 from pix2seq_hf.training.optimization import AdamW, WarmUpAndDecay, group_parameters, scale_learning_rate
 from pix2seq_hf.training.pretrained import load_pretrained, read_pretrained_config
@@ -244,7 +245,9 @@ def build_caption_tokenizer(recipe: Recipe, split: Split | StreamSplit) -> Any:
     if settings.tokenizer is not None:
         return load_caption_tokenizer(settings.tokenizer)
     if recipe.model.pretrained is not None:
-        return Pix2SeqProcessor.from_pretrained(recipe.model.pretrained).caption_tokenizer
+        earlier = Pix2SeqProcessor.from_pretrained(recipe.model.pretrained).caption_tokenizer
+        if earlier is not None:
+            return earlier
     if isinstance(split, StreamSplit):
         raise ValueError("a stream cannot be read beforehand to learn its words: set captioning.tokenizer")
     captions = [caption for captions in split.dataset["captions"] for caption in captions]
@@ -343,14 +346,12 @@ def build_average(recipe: Recipe, model: torch.nn.Module, device: torch.device) 
 
 def build_accelerator(recipe: Recipe, output: Path) -> Accelerator:
     """The device, the processes, the precision and the log of a run."""
+    settings = recipe.training
     return Accelerator(
-        mixed_precision=recipe.training.mixed_precision,
-        # The last batches are fetched together: seeing the end of the data must not end an accumulation early.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=recipe.training.gradient_accumulation_steps * len(recipe.tasks), sync_with_dataloader=False
+        **build_accelerator_options(
+            settings.mixed_precision, settings.gradient_accumulation_steps * len(recipe.tasks), settings.compile
         ),
-        dataloader_config=DataLoaderConfiguration(split_batches=True),
-        log_with=recipe.training.log_with,
+        log_with=settings.log_with,
         project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output)),
     )
 

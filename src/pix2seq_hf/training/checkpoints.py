@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ def save_checkpoint(
     state: Mapping[str, Any],
     keep: int,
     average: torch.nn.Module | None = None,
+    companions: Iterable[Any] = (),
 ) -> Path | None:
     r"""Save the whole state of a run; every process calls it.
 
@@ -42,6 +43,7 @@ def save_checkpoint(
         state (`Mapping`): Whatever JSON can hold; [`load_checkpoint`] returns it.
         keep (`int`): How many checkpoints are left afterwards: the last.
         average (`torch.nn.Module`, *optional*): Averaged weights, to be saved too.
+        companions (`Iterable`): What is saved by its `save_pretrained`, so that `from_pretrained` takes a checkpoint.
     Returns:
         `Path`: The checkpoint, or `None` if it could not be written (a full disk): that is logged, and the earlier
         checkpoints stand."""
@@ -63,6 +65,8 @@ def save_checkpoint(
     if accelerator.is_main_process:
         try:
             (unfinished / STATE_FILE).write_text(json.dumps(dict(state), indent=2) + "\n")
+            for companion in companions:
+                companion.save_pretrained(unfinished)
             if average is not None:
                 save_model(average, str(unfinished / AVERAGE_FILE))
             _finish(unfinished, finished)

@@ -2,7 +2,7 @@ r"""The training loop: plain Accelerate, one optimiser step after the other unti
 
 RUN/recipe.yaml             every setting of the run
 RUN/run.json                versions, data, git commit, and every start and end
-RUN/checkpoints/step-N/     the whole state after N steps, from which the run goes on
+RUN/checkpoints/step-N/     the whole state after N steps, from which the run goes on; `from_pretrained` takes it, too
 RUN/tensorboard/            losses, learning rate, speed, memory, metrics, pictures
 RUN/best/                   the model that was best in evaluation, for `from_pretrained`
 RUN/final/                  the model after the last step, for `from_pretrained`
@@ -35,6 +35,7 @@ from pix2seq_hf.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
+from pix2seq_hf.training.devices import update_average, whole_model
 from pix2seq_hf.training.evaluation import Evaluation, save_beside
 from pix2seq_hf.training.interruption import NAMES, StopSignals, TrainingInterrupted
 from pix2seq_hf.training.run_info import RunInfo
@@ -101,6 +102,7 @@ def train(
         for name in recipe.tasks
     }
     average = build.build_average(recipe, model, accelerator.device)
+    config, generation_config = model.config, model.generation_config
     model, optimizer = accelerator.prepare(model, optimizer)
     # A stream takes its part of every batch itself: Accelerate would let the first process read for all.
     prepared = {name: loader if material.is_stream else accelerator.prepare(loader) for name, loader in loaders.items()}
@@ -135,7 +137,7 @@ def train(
         output,
         {name: each.dataset for name, each in samples.items()},
         {name: loader.collate_fn.prepare for name, loader in loaders.items()},
-        guessing_loss=math.log(accelerator.unwrap_model(model).config.vocab_size),
+        guessing_loss=math.log(config.vocab_size),
         max_loss_factor=recipe.training.max_loss_factor,
         max_bad=recipe.data.max_bad,
         process=accelerator.process_index,
@@ -160,7 +162,7 @@ def train(
                     accelerator, model, optimizer, batches, task_weights, recipe.optimization.max_grad_norm
                 )
                 if average is not None:
-                    average.update(accelerator.unwrap_model(model), step=done)
+                    update_average(accelerator, average, model, done)
                 watch.look(done, steps)
                 meter.add({name: step.loss for name, step in steps.items()})
                 bar.update()
@@ -174,7 +176,7 @@ def train(
                 if evaluation is not None and evaluation.is_due(done, total_steps):
                     watch.finish()  # do not call a model the best whose loss was not finite
                     began = time.perf_counter()
-                    evaluated = accelerator.unwrap_model(model) if average is None else average.module
+                    evaluated = whole_model(accelerator, model) if average is None else average.module
                     numbers = evaluation.run(done, evaluated, processor)
                     meter.pause(time.perf_counter() - began)
                     if accelerator.is_main_process:
@@ -189,6 +191,7 @@ def train(
                         run_state(),
                         settings.keep_checkpoints,
                         None if average is None else average.module,
+                        (config, generation_config, processor),
                     ):
                         saved = done
                 if is_stopped:
@@ -211,7 +214,7 @@ def train(
         finally:
             info.note_end(done, end)
             accelerator.end_training()
-    final = accelerator.unwrap_model(model) if average is None else average.module
+    final = whole_model(accelerator, model) if average is None else average.module
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         save_beside(final, processor, output / "final", {"step": done, "end": end})
