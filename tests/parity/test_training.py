@@ -8,7 +8,8 @@ import torch
 from accelerate import Accelerator
 
 from pix2seq_hf.training.arguments import build_recipe
-from pix2seq_hf.training.loop import build_optimizer, build_schedule, train_step
+from pix2seq_hf.training.build import build_optimizer, build_schedule
+from pix2seq_hf.training.loop import train_step
 from pix2seq_hf.training.optimization import WarmUpAndDecay, scale_learning_rate
 
 
@@ -70,6 +71,7 @@ def test_eight_steps(case, golden_dir, parity_report):
         "labels": torch.from_numpy(golden["target_seq"]),
         "label_weights": torch.from_numpy(golden["token_weights"]),
     }
+    beside = {"sample_rows": torch.arange(2), "is_bad": torch.zeros(2, dtype=torch.bool)}
     accelerator = Accelerator(cpu=True)
     schedule = build_schedule(recipe, num_images=2)
     model, optimizer = accelerator.prepare(model.train(), build_optimizer(recipe, model))
@@ -78,8 +80,8 @@ def test_eight_steps(case, golden_dir, parity_report):
         rates.append(schedule(step))
         for group in optimizer.param_groups:
             group["lr"] = rates[-1]
-        step = train_step(accelerator, model, optimizer, {"recorded": iter([batch])}, {"recorded": 1.0}, None)
-        losses.append(step["recorded"].item())
+        step = train_step(accelerator, model, optimizer, {"recorded": iter([{**batch, **beside}])}, {"recorded": 1.0}, None)
+        losses.append(step["recorded"].loss.item())
         largest_weights.append(max(weight.abs().max().item() for weight in model.parameters()))
 
     assert losses[0] - losses[-1] > 10 * 1e-4  # the run moves by more than it may differ
