@@ -1,5 +1,7 @@
 """How is a sequence written token by token: what is recorded, what is allowed, and the loop that does it fast."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
@@ -52,9 +54,40 @@ class Pix2SeqTopPLogitsWarper(TopPLogitsWarper):
         return top_logits(scores, p=self.top_p, mask=self.filter_value)
 
 
-def draw_tokens(logits: torch.FloatTensor) -> torch.LongTensor:
-    """Draw one token per row of `logits` `(rows, num_tokens)` with the probabilities of their softmax."""
-    return torch.multinomial(logits.softmax(-1), 1).squeeze(1)
+def draw_tokens(logits: torch.FloatTensor, uniform: torch.FloatTensor | None = None) -> torch.LongTensor:
+    r"""Draw one token per row with the probabilities of a softmax.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(rows, num_tokens)`): Scores.
+        uniform (`torch.FloatTensor` of shape `(rows,)`, *optional*): Numbers of [`draw_uniform`] that decide; without
+            them torch's own generator does.
+    Returns:
+        `torch.LongTensor` of shape `(rows,)`."""
+    probabilities = logits.softmax(-1)
+    if uniform is None:
+        return torch.multinomial(probabilities, 1).squeeze(1)
+    reached = probabilities.cumsum(-1)
+    # The first token at which more is reached: one of probability 0 reaches no more than the one before it.
+    return torch.searchsorted(reached, uniform[:, None] * reached[:, -1:], right=True).squeeze(1)
+
+
+def draw_uniform(seeds: Sequence[int], num_rows: int, num_steps: int) -> torch.FloatTensor:
+    r"""Draw random numbers that belong to pictures: those of one do not depend on which others are in the batch.
+
+    Args:
+        seeds (`Sequence[int]`): One per picture.
+        num_rows (`int`): Rows of the batch; every picture has as many, one after the other.
+        num_steps (`int`): Tokens that are written at most.
+    Returns:
+        `torch.FloatTensor` of shape `(num_rows, num_steps, 2)`: in `[0, 1)`; for what is written, and for what is
+        reported in its place.
+    Raises:
+        ValueError: If the rows cannot be shared out evenly."""
+    if not seeds or num_rows % len(seeds):
+        raise ValueError(f"{len(seeds)} seeds were given for a batch of {num_rows} sequences: give one per picture")
+    shape = (num_rows // len(seeds), num_steps, 2)
+    drawn = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.cat(drawn).clamp(max=1 - 2**-20)  # times a sum, a number next to 1 could be rounded to the sum
 
 
 class ClassRecorder:
@@ -145,6 +178,7 @@ class VisibleTokenRecorder:
         self.tokens: list[torch.LongTensor] = []
         self.probabilities: list[torch.FloatTensor] = []
         self.pending = None
+        self.uniform: torch.FloatTensor | None = None  # (rows, num_steps), see [`draw_uniform`]
 
     def reads(self, step: int) -> bool:
         return True
@@ -159,7 +193,8 @@ class VisibleTokenRecorder:
             tokens = tokens[tokens != INVISIBLE_TOKEN]
             visible = torch.full_like(visible, float("-inf")).index_copy_(1, tokens, visible[:, tokens])
         if self.do_sample:
-            drawn = draw_tokens(top_logits(visible / self.temperature, self.top_k, self.top_p, float("-inf")))
+            visible = top_logits(visible / self.temperature, self.top_k, self.top_p, float("-inf"))
+            drawn = draw_tokens(visible, None if self.uniform is None else self.uniform[:, step])
         else:
             drawn = visible.argmax(-1)
         self.pending = probabilities, drawn
@@ -193,10 +228,17 @@ class TokenPlan(LogitsProcessor):
     Args:
         prompt_length (`int`): Tokens before the first written one.
         grammar ([`TokenGrammar`], *optional*): Without it every token may be written.
-        recorder ([`ClassRecorder`] or [`VisibleTokenRecorder`], *optional*): Without it nothing is kept."""
+        recorder ([`ClassRecorder`] or [`VisibleTokenRecorder`], *optional*): Without it nothing is kept.
+        seeds (`Sequence[int]`, *optional*): One per picture, see [`draw_uniform`]; only [`decode`] heeds them."""
 
-    def __init__(self, prompt_length: int, grammar: TokenGrammar | None = None, recorder=None):
-        self.prompt_length, self.grammar, self.recorder = prompt_length, grammar, recorder
+    def __init__(
+        self,
+        prompt_length: int,
+        grammar: TokenGrammar | None = None,
+        recorder=None,
+        seeds: Sequence[int] | None = None,
+    ):
+        self.prompt_length, self.grammar, self.recorder, self.seeds = prompt_length, grammar, recorder, seeds
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         written = input_ids[:, self.prompt_length :]
@@ -335,6 +377,11 @@ def decode(model, plan: TokenPlan, input_ids, processors, criteria, generation_c
     rows = torch.arange(total, device=input_ids.device)  # the rows of `sequences` that are still in the batch
     live, finished = sequences.clone(), torch.zeros_like(rows, dtype=torch.bool)
     next_tokens = input_ids
+    uniform = None
+    if plan.seeds is not None and generation_config.do_sample:
+        uniform = draw_uniform(plan.seeds, total, max_length - prompt_length).to(input_ids.device)
+        if isinstance(recorder, VisibleTokenRecorder):
+            recorder.uniform = uniform[..., 1]
 
     for length in range(prompt_length, max_length):
         step, written = length - prompt_length, live[:, prompt_length:length]
@@ -360,7 +407,10 @@ def decode(model, plan: TokenPlan, input_ids, processors, criteria, generation_c
                 logits = logits.masked_fill(forbidden, float("-inf"))
         for warper in warpers:
             logits = warper(written, logits)
-        tokens = draw_tokens(logits) if generation_config.do_sample else logits.argmax(-1)
+        if generation_config.do_sample:
+            tokens = draw_tokens(logits, None if uniform is None else uniform[rows, step, 0])
+        else:
+            tokens = logits.argmax(-1)
         if token_set is not None:
             tokens = output_rows.tokens(token_set)[tokens]
         if can_end:

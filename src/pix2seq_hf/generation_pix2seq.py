@@ -1,6 +1,6 @@
 """What does `generate` do by default for each task, and where does it differ from the library's."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from transformers import GenerationConfig
@@ -66,6 +66,7 @@ class Pix2SeqGenerationMixin(GenerationMixin):
         max_points: int | None = None,
         allowed_tokens: Iterable[int] | None = None,
         stop_when_noise: bool = False,
+        seeds: Sequence[int] | None = None,
         **kwargs,
     ):
         r"""Write sequences; everything that [`~transformers.GenerationMixin.generate`] takes works.
@@ -87,6 +88,8 @@ class Pix2SeqGenerationMixin(GenerationMixin):
             allowed_tokens (`Iterable[int]`, *optional*): Tokens that a caption may hold besides its end.
             stop_when_noise (`bool`, *optional*, defaults to `False`): Detection stops a picture where the model takes
                 an object for noise; what it would still have written is mostly noise too, but not always.
+            seeds (`Sequence[int]`, *optional*): One per picture: what is drawn for a picture depends on its seed, and
+                neither on torch's generator nor on the rest of the batch.
         Returns:
             `torch.LongTensor` of shape `(batch * sequences * num_return_sequences, length)`, prompt included, or with
             `return_dict_in_generate` the library's output with more fields. Detection: `class_labels`
@@ -95,7 +98,8 @@ class Pix2SeqGenerationMixin(GenerationMixin):
             the task is named: `sequences` without invisible tokens, their `token_scores` `(rows, new_tokens)`, and
             `is_invisible` of that shape, where an invisible token stood.
         Raises:
-            ValueError: If the model was not trained for the task, or a class is unknown."""
+            ValueError: If the model was not trained for the task, a class is unknown, or something else was asked for
+                that draws tokens in a loop of the library, which knows no seeds."""
         prompts = kwargs.get("decoder_input_ids")
         if prompts is not None and prompts.ndim == 3:
             kwargs["decoder_input_ids"] = prompts = prompts.flatten(0, 1)  # (batch * sequences, length)
@@ -120,6 +124,8 @@ class Pix2SeqGenerationMixin(GenerationMixin):
                 kwargs["max_new_tokens"] = per_item * limits[name]
         if generation_config is None:
             kwargs = {**self._task_settings(prompt_token, kwargs), **kwargs}
+        if seeds is not None and (task is None or not self._sees_every_row_once(generation_config, kwargs)):
+            raise ValueError("seeds are for sampling for a task: name it, and leave out beams and assistants")
         if task is None:
             return super().generate(
                 inputs,
@@ -140,7 +146,7 @@ class Pix2SeqGenerationMixin(GenerationMixin):
                 allowed_tokens=allowed_tokens,
             )
         recorder = self._make_recorder(task, grammar, labels, stop_when_noise, generation_config, kwargs)
-        plan = TokenPlan(prompt_length, grammar, recorder)
+        plan = TokenPlan(prompt_length, grammar, recorder, seeds)
         if self._sees_every_row_once(generation_config, kwargs):
             criteria = StoppingCriteriaList(stopping_criteria or [])
             if grammar is not None:
@@ -285,6 +291,8 @@ class Pix2SeqGenerationMixin(GenerationMixin):
             return decode(
                 self, plan, input_ids, logits_processor, stopping_criteria, generation_config, streamer, kwargs
             )
+        if plan is not None and plan.seeds is not None and generation_config.do_sample:
+            raise ValueError("seeds are heeded with the default cache and without outputs beside the sequences")
         return super()._sample(
             input_ids,
             logits_processor=logits_processor,
