@@ -16,7 +16,13 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"pix2seq_hf": ROOT / "src" / "pix2seq_hf", "pix2seq_hf.conversion": ROOT / "conversion"}
 
 # Names under which a distribution is imported, where it is not its own name.
-IMPORT_NAMES = {"pillow": "PIL", "pyyaml": "yaml", "protobuf": "google", "tensorflow-cpu": "tensorflow"}
+IMPORT_NAMES = {
+    "faster-coco-eval": "faster_coco_eval",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "protobuf": "google",
+    "tensorflow-cpu": "tensorflow",
+}
 # Programs and plug-ins, which nothing imports: tensorboard serves accelerate, torchvision transformers' image backend.
 NOT_IMPORTED = {"ruff", "pytest-timeout", "setuptools", "tensorboard", "torchvision"}
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pix2seq_hf.evaluation.boxes import BOX_METRICS, evaluate_boxes, record_ground_truth
+from pix2seq_hf.evaluation.coco_numbers import ENGINES
 from pix2seq_hf.task_object_detection import coco_results
 
 
@@ -34,14 +35,16 @@ def test_recorded_detections_are_equal(cases, arrays):
     assert recorded == expected
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ["all_images", "only_images_with_predictions", "no_detections"])
-def test_metrics_with_an_annotation_file(cases, golden_dir, parity_report, name):
+def test_metrics_with_an_annotation_file(cases, golden_dir, parity_report, name, engine):
+    pytest.importorskip(engine.replace("-", "_"))
     case = cases[f"object_detection/{name}"]
     counted = {item["image_id"] for item in case["detections"]} if case["eval_steps"] else None
-    metrics = evaluate_boxes(load_ground_truth(golden_dir, case), case["detections"], image_ids=counted)
+    metrics = evaluate_boxes(load_ground_truth(golden_dir, case), case["detections"], counted, engine)
     assert list(metrics) == list(BOX_METRICS) == list(case["metrics"])
     difference = max(abs(metrics[key] - case["metrics"][key]) for key in metrics)
-    parity_report(f"COCO numbers, object_detection/{name}", difference, 1e-6)
+    parity_report(f"COCO numbers, object_detection/{name}, {engine}", difference, 1e-6)
 
 
 def test_metrics_with_recorded_ground_truth(cases, arrays, parity_report):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from pix2seq_hf.evaluation.coco_numbers import ENGINES, per_class
 from pix2seq_hf.evaluation.keypoints import KEYPOINT_METRICS, evaluate_keypoints, keypoint_results
 from pix2seq_hf.evaluation.masks import MASK_METRICS, evaluate_masks, mask_results
 from pix2seq_hf.masks_pix2seq import mask_to_rle
@@ -15,21 +16,43 @@ def cases(golden_dir):
     return json.loads((golden_dir / "tasks/coco_eval.json").read_text())
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ["all_images", "only_images_with_predictions"])
 @pytest.mark.parametrize("task", ["instance_segmentation", "keypoint_detection"])
-def test_metrics(cases, golden_dir, parity_report, task, name):
+def test_metrics(cases, golden_dir, parity_report, task, name, engine):
+    pytest.importorskip(engine.replace("-", "_"))
     case = cases[f"{task}/{name}"]
     truth = json.loads((golden_dir / "tasks" / case["gt"]).read_text())
     counted = {item["image_id"] for item in case["detections"]} if case["eval_steps"] else None
     if task == "instance_segmentation":
-        metrics, expected = evaluate_masks(truth, case["detections"], counted), case["metrics"]
+        metrics, expected = evaluate_masks(truth, case["detections"], counted, engine), case["metrics"]
         assert list(metrics) == list(MASK_METRICS) == list(expected)
     else:
-        metrics = evaluate_keypoints(truth, case["detections"], counted)
+        metrics = evaluate_keypoints(truth, case["detections"], counted, engine=engine)
         expected = dict(zip(case["true_metric_names"], case["stats_in_order"], strict=True))
         assert list(metrics) == list(KEYPOINT_METRICS) == list(expected)
     difference = max(abs(metrics[key] - expected[key]) for key in metrics)
-    parity_report(f"COCO numbers, {task}/{name}", difference, 1e-6)
+    parity_report(f"COCO numbers, {task}/{name}, {engine}", difference, 1e-6)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [("object_detection", "boxes"), ("instance_segmentation", "masks"), ("keypoint_detection", "keypoints")],
+)
+def test_the_mean_of_the_classes_is_the_whole(cases, golden_dir, parity_report, task, kind, engine):
+    pytest.importorskip(engine.replace("-", "_"))
+    case = cases[f"{task}/all_images"]
+    truth = json.loads((golden_dir / "tasks" / case["gt"]).read_text())
+    table = per_class(truth, case["detections"], kind, engine=engine)
+    order = case.get("true_metric_names") or list(case["metrics"])
+    expected = dict(zip(order, case.get("stats_in_order") or case["metrics"].values(), strict=True))
+    expected |= {"AR": expected["AR_max_100"]} if kind != "keypoints" else {}
+    largest = 0.0
+    for name in {name for row in table.values() for name in row if name.startswith("A")}:
+        values = [row[name] for row in table.values() if row[name] > -1]
+        largest = max(largest, abs((np.mean(values) if values else -1) - expected[name]))
+    parity_report(f"COCO numbers, {task}, mean of the classes, {engine}", largest, 1e-6)
 
 
 def test_keypoints_with_recorded_ground_truth(cases, parity_report):

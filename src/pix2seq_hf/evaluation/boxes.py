@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from pix2seq_hf.evaluation.coco_numbers import coco_numbers
+from pix2seq_hf.evaluation.coco_numbers import ENGINES, coco_numbers
 
 BOX_METRICS = (
     "AP", "AP_50", "AP_75", "AP_small", "AP_medium", "AP_large",
@@ -52,7 +52,10 @@ def record_ground_truth(image_ids: Sequence[int], boxes_yxyx, labels, areas, is_
 
 
 def evaluate_boxes(
-    ground_truth: Mapping, detections: Sequence[Mapping], image_ids: Iterable[int] | None = None
+    ground_truth: Mapping,
+    detections: Sequence[Mapping],
+    image_ids: Iterable[int] | None = None,
+    engine: str = ENGINES[0],
 ) -> dict[str, float]:
     r"""Compute the twelve COCO numbers of boxes.
 
@@ -61,13 +64,14 @@ def evaluate_boxes(
         detections (`Sequence[Mapping]`): In COCO results format.
         image_ids (`Iterable[int]`, *optional*): Pictures that count; all pictures of the ground truth by default. A
             picture that counts and has no detection lowers the recall.
+        engine (`str`): Of `coco_numbers.ENGINES`.
     Returns:
         `dict[str, float]`: The names of `BOX_METRICS`. -1 means that the ground truth has no object of that size. All
-        are 0 if there is no detection.
+        are 0 if there are objects and no detection.
     Raises:
         ValueError: If a detection belongs to a picture outside the ground truth, or has a number that is not finite.
     Source: `_CocoNonPanopticMetric._evaluate` of the reference implementation."""
-    return coco_numbers(ground_truth, detections, "bbox", BOX_METRICS, image_ids)
+    return coco_numbers(ground_truth, detections, "bbox", BOX_METRICS, image_ids, engine=engine)
 
 
 def format_box_metrics(metrics: Mapping[str, float]) -> str:

@@ -1,11 +1,19 @@
-"""How pycocotools is asked: ground truth and results in, the numbers of its summary out."""
+"""How pycocotools is asked: ground truth and results in, the numbers of its summary out, or a table by class."""
 
 import contextlib
 import io
-import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+
+from pix2seq_hf.evaluation.coco_checks import FIELDS, check_ground_truth, check_results
+
+# The first is the truth, the second an option that is faster on large data sets and gives the same numbers.
+ENGINES = ("pycocotools", "faster-coco-eval")
+KINDS = {"boxes": "bbox", "masks": "segm", "keypoints": "keypoints"}
+NUM_KEYPOINTS = 17  # of COCO's persons, whose sigmas pycocotools knows
 
 
 def coco_numbers(
@@ -15,6 +23,7 @@ def coco_numbers(
     names: Sequence[str],
     image_ids: Iterable[int] | None = None,
     sigmas: Sequence[float] | None = None,
+    engine: str = ENGINES[0],
 ) -> dict[str, float]:
     r"""Compute the numbers of a COCO summary.
 
@@ -27,47 +36,149 @@ def coco_numbers(
             picture that counts and has no result lowers the recall.
         sigmas (`Sequence[float]`, *optional*): How exact each keypoint is annotated, a share of the object's size; by
             default those of COCO's persons.
+        engine (`str`): Of `ENGINES`.
     Returns:
-        `dict[str, float]`: -1 means that the ground truth has no object of that kind. All are 0 if there is no result.
+        `dict[str, float]`: -1 means that the ground truth has no object of that kind. All are 0 if there is no result
+        for ground truth that has objects.
     Raises:
-        ValueError: If a result belongs to a picture outside the ground truth, or has a number that is not finite.
+        ValueError: As [`check_ground_truth`] and [`check_results`] raise it, or if the engine is not installed.
     Source: `_CocoNonPanopticMetric._evaluate` of the reference implementation."""
-    listed = {image["id"] for image in ground_truth["images"]}
-    for result in results:
-        if result["image_id"] not in listed:
-            raise ValueError(f"detection for picture {result['image_id']}, which the ground truth does not list")
-        for field in ("bbox", "keypoints"):
-            numbers = (*result.get(field, ()), result["score"])
-            if not all(map(math.isfinite, numbers)):
-                raise ValueError(
-                    f"detection of picture {result['image_id']} has a number that is not finite: "
-                    f"{field} {result.get(field)}, score {result['score']}"
-                )
-    counted = listed if image_ids is None else listed & set(image_ids)
-    results = [dict(item) for item in results if item["image_id"] in counted]  # pycocotools writes into them
+    truth, results = _checked(ground_truth, results, iou_type, image_ids, sigmas)
     if not results:
-        return dict.fromkeys(names, 0.0)
-
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
+        has_objects = any(not item["iscrowd"] for item in truth["annotations"])
+        return dict.fromkeys(names, 0.0 if has_objects else -1.0)
+    evaluation = _evaluate(truth, results, iou_type, sigmas, engine)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = {
-            "images": [image for image in ground_truth["images"] if image["id"] in counted],
+        evaluation.summarize()
+    return {name: float(value) for name, value in zip(names, evaluation.stats[: len(names)], strict=True)}
+
+
+def per_class(
+    ground_truth: Mapping,
+    results: Sequence[Mapping],
+    kind: str,
+    image_ids: Iterable[int] | None = None,
+    sigmas: Sequence[float] | None = None,
+    engine: str = ENGINES[0],
+) -> dict[str, dict[str, float]]:
+    r"""Compute the COCO numbers of every class, and of every size in it.
+
+    Args:
+        ground_truth (`Mapping`): As for [`coco_numbers`].
+        results (`Sequence[Mapping]`): In COCO results format.
+        kind (`str`): `"boxes"`, `"masks"` or `"keypoints"`.
+        image_ids (`Iterable[int]`, *optional*): Pictures that count.
+        sigmas (`Sequence[float]`, *optional*): Of the keypoints.
+        engine (`str`): Of `ENGINES`.
+    Returns:
+        `dict[str, dict[str, float]]`: By the name of the category (its id where it has none or shares it), in the
+        order of the ids: `AP`, `AP_50`, `AP_75`, `AP_small` (not of keypoints), `AP_medium`, `AP_large`, `AR` with 100
+        results per picture (20 for keypoints) and of every size, and `num_objects`, `num_results`. -1 means that there
+        is no such object; the mean of all others is the number of the data set.
+    Raises:
+        ValueError: As for [`coco_numbers`], or for an unknown kind."""
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}: known are {', '.join(KINDS)}")
+    iou_type = KINDS[kind]
+    truth, results = _checked(ground_truth, results, iou_type, image_ids, sigmas)
+    evaluation = _evaluate(truth, results, iou_type, sigmas, engine)
+    # precision: (thresholds, recalls, classes, sizes, numbers of results); recall the same without recalls.
+    precision, recall = evaluation.eval["precision"][..., -1], evaluation.eval["recall"][..., -1]
+    thresholds, sizes = np.asarray(evaluation.params.iouThrs), evaluation.params.areaRngLbl
+    num_objects = Counter(item["category_id"] for item in truth["annotations"] if not _is_ignored(item, iou_type))
+    num_results = Counter(item["category_id"] for item in results)
+    used = Counter(item.get("name") for item in truth["categories"])
+    names = {
+        item["id"]: item["name"] if item.get("name") and used[item["name"]] == 1 else str(item["id"])
+        for item in truth["categories"]
+    }
+    table = {}
+    for index, category in enumerate(evaluation.params.catIds):
+        row = {"AP": _mean(precision[:, :, index, 0])}
+        for threshold in (0.5, 0.75):
+            row[f"AP_{threshold * 100:.0f}"] = _mean(precision[np.isclose(thresholds, threshold), :, index, 0])
+        for position, size in enumerate(sizes):
+            if size != "all":
+                row[f"AP_{size}"] = _mean(precision[:, :, index, position])
+        for position, size in enumerate(sizes):
+            row["AR" if size == "all" else f"AR_{size}"] = _mean(recall[:, index, position])
+        row |= {"num_objects": num_objects[category], "num_results": num_results[category]}
+        table[names[category]] = row
+    return table
+
+
+def load_engine(engine: str) -> tuple[type, type]:
+    r"""The classes `COCO` and `COCOeval` of an engine.
+
+    Raises:
+        ValueError: If there is no such engine, or it is not installed."""
+    if engine == "pycocotools":
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        return COCO, COCOeval
+    if engine != "faster-coco-eval":
+        raise ValueError(f"unknown engine {engine!r}: known are {', '.join(ENGINES)}")
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster
+    except ImportError:
+        raise ValueError("faster-coco-eval is not installed: pip install 'pix2seq_hf[fast]'") from None
+    return COCO, COCOeval_faster
+
+
+def _checked(
+    ground_truth: Mapping, results: Sequence[Mapping], iou_type: str, image_ids: Any, sigmas: Any
+) -> tuple[dict, list[dict]]:
+    """Ground truth and results of the pictures that count, copied: the engines write into them."""
+    num_keypoints = NUM_KEYPOINTS if sigmas is None else len(sigmas)
+    check_ground_truth(ground_truth, iou_type, num_keypoints)
+    check_results(ground_truth, results, iou_type, num_keypoints)
+    listed = {image["id"] for image in ground_truth["images"]}
+    counted = listed if image_ids is None else listed & set(image_ids)
+    annotations = []
+    for item in ground_truth["annotations"]:
+        if item["image_id"] in counted:
             # Fresh ids: pycocotools takes an object with id 0 for one that was never matched.
-            "annotations": [
-                {"iscrowd": 0, "area": item["bbox"][2] * item["bbox"][3], **item, "id": index}
-                for index, item in enumerate(ground_truth["annotations"], start=1)
-                if item["image_id"] in counted
-            ],
-            "categories": list(ground_truth["categories"]),
-        }
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(results), iouType=iou_type)
+            item = {**item, "id": len(annotations) + 1, "iscrowd": int(item.get("iscrowd") or 0)}
+            if item.get("area") is None:
+                item["area"] = item["bbox"][2] * item["bbox"][3]
+            if iou_type == "keypoints" and item.get("num_keypoints") is None:
+                item["num_keypoints"] = sum(visible > 0 for visible in item["keypoints"][2::3])
+            annotations.append(item)
+    truth = {
+        "images": [image for image in ground_truth["images"] if image["id"] in counted],
+        "annotations": annotations,
+        "categories": list(ground_truth["categories"]),
+    }
+    # The kind of results is guessed from their fields, so that masks which also have boxes would count as boxes.
+    fields = ("image_id", "category_id", "score", FIELDS[iou_type])
+    results = [{name: item[name] for name in fields} for item in results if item["image_id"] in counted]
+    return truth, results
+
+
+def _evaluate(truth: dict, results: list[dict], iou_type: str, sigmas: Any, engine: str) -> Any:
+    """The `COCOeval` of an engine, accumulated."""
+    coco_class, evaluation_class = load_engine(engine)
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = coco_class()
+        coco.dataset = truth
+        coco.createIndex()
+        found = coco.loadRes(results) if results else coco_class()
+        evaluation = evaluation_class(coco, found, iouType=iou_type)
+        # Every category gets a row: faster-coco-eval leaves out those that nobody annotated keypoints of.
+        evaluation.params.catIds = sorted({item["id"] for item in truth["categories"]})
         if sigmas is not None:
             evaluation.params.kpt_oks_sigmas = np.asarray(sigmas, np.float64)
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
-    return {name: float(value) for name, value in zip(names, evaluation.stats, strict=True)}
+    return evaluation
+
+
+def _is_ignored(item: Mapping, iou_type: str) -> bool:
+    return bool(item["iscrowd"]) or (iou_type == "keypoints" and item["num_keypoints"] == 0)
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of what is defined; -1 if nothing is."""
+    values = values[values > -1]
+    return float(values.mean()) if values.size else -1.0

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pix2seq_hf.evaluation.coco_numbers import coco_numbers
+from pix2seq_hf.evaluation.coco_numbers import ENGINES, coco_numbers
 
 # Departure: the reference names these numbers by position after those of detection ("AP_small" for AP_medium, ...).
 KEYPOINT_METRICS = (
@@ -50,6 +50,7 @@ def evaluate_keypoints(
     results: Sequence[Mapping],
     image_ids: Iterable[int] | None = None,
     sigmas: Sequence[float] | None = None,
+    engine: str = ENGINES[0],
 ) -> dict[str, float]:
     r"""Compute the ten COCO numbers of keypoints.
 
@@ -58,8 +59,9 @@ def evaluate_keypoints(
         results (`Sequence[Mapping]`): As [`keypoint_results`] lists them.
         image_ids (`Iterable[int]`, *optional*): Pictures that count, see [`coco_numbers`].
         sigmas (`Sequence[float]`, *optional*): See [`coco_numbers`]; needed for another skeleton than COCO's.
+        engine (`str`): Of `coco_numbers.ENGINES`.
     Returns:
         `dict[str, float]`: The names of `KEYPOINT_METRICS`.
     Raises:
         ValueError: If keypoints belong to a picture outside the ground truth, or are not finite."""
-    return coco_numbers(ground_truth, results, "keypoints", KEYPOINT_METRICS, image_ids, sigmas)
+    return coco_numbers(ground_truth, results, "keypoints", KEYPOINT_METRICS, image_ids, sigmas, engine)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pix2seq_hf.evaluation.coco_numbers import coco_numbers
+from pix2seq_hf.evaluation.coco_numbers import ENGINES, coco_numbers
 
 MASK_METRICS = (
     "AP", "AP_50", "AP_75", "AP_small", "AP_medium", "AP_large",
@@ -28,7 +28,10 @@ def mask_results(image_id: int, labels: Sequence[int], scores: Sequence[float], 
 
 
 def evaluate_masks(
-    ground_truth: Mapping[str, Any], results: Sequence[Mapping], image_ids: Iterable[int] | None = None
+    ground_truth: Mapping[str, Any],
+    results: Sequence[Mapping],
+    image_ids: Iterable[int] | None = None,
+    engine: str = ENGINES[0],
 ) -> dict[str, float]:
     r"""Compute the twelve COCO numbers of masks.
 
@@ -36,13 +39,9 @@ def evaluate_masks(
         ground_truth (`Mapping`): Content of a COCO instances file; pictures need their `height` and `width`.
         results (`Sequence[Mapping]`): As [`mask_results`] lists them.
         image_ids (`Iterable[int]`, *optional*): Pictures that count, see [`coco_numbers`].
+        engine (`str`): Of `coco_numbers.ENGINES`.
     Returns:
         `dict[str, float]`: The names of `MASK_METRICS`.
     Raises:
         ValueError: If a mask belongs to a picture outside the ground truth or is of another size."""
-    sizes = {image["id"]: [image["height"], image["width"]] for image in ground_truth["images"]}
-    for result in results:
-        size, expected = list(result["segmentation"]["size"]), sizes.get(result["image_id"])
-        if expected is not None and size != expected:
-            raise ValueError(f"a mask of picture {result['image_id']} is of {size} pixels, the picture of {expected}")
-    return coco_numbers(ground_truth, results, "segm", MASK_METRICS, image_ids)
+    return coco_numbers(ground_truth, results, "segm", MASK_METRICS, image_ids, engine=engine)
