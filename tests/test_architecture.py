@@ -13,8 +13,9 @@ PACKAGE = ROOT / "src" / "pix2seq_hf"
 
 # The ordinary files beside the flat ones. Whatever else stands in the package folder travels with a checkpoint.
 ORDINARY = {
-    "__init__", "cli", "contact_sheet", "demo", "engine", "export", "given_boxes", "pipelines", "prediction",
-    "prediction_folder", "registration", "results", "streaming", "visualization",
+    "__init__", "card", "cli", "contact_sheet", "demo", "engine", "export", "given_boxes", "pipelines", "prediction",
+    "prediction_dataset", "prediction_folder", "prediction_shards", "registration", "results", "streaming",
+    "visualization",
 }  # fmt: skip
 FLAT_FILES = sorted(path for path in PACKAGE.glob("*.py") if path.stem not in ORDINARY)
 FLAT_LIBRARIES = {"torch", "torchvision", "transformers", "numpy", "PIL", "pycocotools"}
@@ -28,8 +29,9 @@ ALL_FILES = SOURCES + sorted((ROOT / "tests").rglob("*.py"))
 MAY_IMPORT = {
     "flat": {"flat"},
     "data": {"data", "flat"},
-    "evaluation": {"evaluation", "flat"},
-    "training": {"training", "data", "evaluation", "visualization", "flat"},
+    "evaluation": {"evaluation", "visualization", "contact_sheet", "flat"},
+    "training": {"training", "data", "evaluation", "contact_sheet", "flat"},
+    "card": {"flat"},
     "conversion": {"conversion", "flat", "export"},
     "visualization": {"flat"},
     "contact_sheet": {"visualization", "flat"},
@@ -39,7 +41,9 @@ MAY_IMPORT = {
     "streaming": {"engine", "given_boxes", "results", "flat"},
     "pipelines": {"engine", "given_boxes", "results", "streaming", "flat"},
     "prediction": {"data", "engine", "given_boxes", "prediction_folder", "flat"},
+    "prediction_dataset": {"data", "command", "engine", "prediction", "prediction_shards", "flat"},
     "prediction_folder": {"data", "results", "flat"},
+    "prediction_shards": {"prediction_folder", "results", "flat"},
     "export": {"flat"},
     "registration": {"flat"},
 }

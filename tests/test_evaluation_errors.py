@@ -15,6 +15,7 @@ from pix2seq_hf.evaluation.errors import (
     gains,
     judge,
     mean_precision,
+    raise_threshold,
 )
 from pix2seq_hf.evaluation.masks import evaluate_masks
 from pix2seq_hf.evaluation.matches import match_results
@@ -176,3 +177,10 @@ def test_the_precision_is_that_of_pycocotools_on_random_boxes():
     assert 0.2 < expected < 0.95
     gained = gains(judgements, truth["annotations"], counted)
     assert min(gained.values()) >= -1e-9 and gained["duplicate"] > 0
+
+    for min_score in (0.3, 0.6, 0.95):
+        again = judge(match_results(truth, [item for item in results if item["score"] >= min_score]))
+        raised = raise_threshold(judgements, truth["annotations"], min_score)
+        assert count_kinds(again) == count_kinds(raised)
+        pairs = [{(item.annotation, item.kind) for item in side if item.kind == "missed"} for side in (again, raised)]
+        assert pairs[0] == pairs[1] != set()

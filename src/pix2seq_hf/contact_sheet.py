@@ -14,6 +14,8 @@ CELL = (560, 420)  # width and height in pixels of the place for a picture
 MARGIN = 14
 TITLE, TEXT = 17, 16  # heights of type
 LARGEST_SCALE = 8  # of tiny pictures
+LONGEST_SIDE = 640  # pixels, of annotations or results in COCO's form
+GAP = 8  # pixels between the two
 PAPER, GROUND, INK, PALE_INK = (250, 250, 250), (228, 228, 231), (24, 24, 27), (82, 82, 91)
 
 
@@ -54,6 +56,56 @@ def draw_row(
             for triples in row["keypoints_xyv"]
         ]
     return draw_detections(shown, boxes, row["labels"], None, names, masks, keypoints, skeleton)
+
+
+def draw_items(
+    picture: Image.Image,
+    items: Sequence[Mapping[str, Any]],
+    task: str,
+    names: Mapping[int, str],
+    skeleton: Sequence[tuple[int, int]] = (),
+) -> Image.Image:
+    r"""Draw annotations or results in COCO's form on a copy of a picture that is made smaller if it is large.
+
+    Args:
+        picture (`PIL.Image.Image`): The picture.
+        items (`Sequence[Mapping]`): Of this picture, all with a `score` or none.
+        task (`str`): Says what is drawn: boxes, masks, keypoints or captions.
+        names (`Mapping[int, str]`): Name of each label id.
+        skeleton (`Sequence[tuple[int, int]]`): Which keypoints, counted from 0, are joined by a line.
+    Returns:
+        `PIL.Image.Image`: RGB, no side longer than `LONGEST_SIDE`, but for captions."""
+    scale = min(1.0, LONGEST_SIDE / max(picture.size))
+    small = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)
+    if task == "captioning":
+        return draw_detections(small, [], [], captions=[item["caption"] for item in items])
+    masks = [_mask(item, picture.size, small.size) for item in items] if task == "instance_segmentation" else None
+    points = None
+    if task == "keypoint_detection":
+        items = [item for item in items if any(item["keypoints"][2::3])]
+        points = [np.array(item["keypoints"], dtype=float).reshape(-1, 3) * [scale, scale, 1] for item in items]
+    boxes = [[side * scale for side in _corners(item)] for item in items]
+    return draw_detections(
+        small,
+        boxes,
+        [item["category_id"] for item in items],
+        [item["score"] for item in items] if all("score" in item for item in items) else None,
+        names,
+        masks,
+        points,
+        skeleton,
+    )
+
+
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Put pictures on one white sheet, from left to right."""
+    width = sum(picture.width for picture in pictures) + GAP * (len(pictures) - 1)
+    sheet = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        sheet.paste(picture, (left, 0))
+        left += picture.width + GAP
+    return sheet
 
 
 def arrange(
@@ -100,3 +152,36 @@ def fit_text(text: str, font: Any, width: int, num_lines: int) -> list[str]:
     while last and font.getlength(f"{last}…") > width:
         last = last[:-1]
     return [*lines[: num_lines - 1], f"{last.rstrip()}…"]
+
+
+def _corners(item: Mapping[str, Any]) -> list[float]:
+    """The box of an annotation or a result: its own, or that of its mask or its keypoints."""
+    if "bbox" in item:
+        left, top, width, height = item["bbox"]
+        return [left, top, left + width, top + height]
+    if "segmentation" in item:
+        from pycocotools import mask as coco_mask
+
+        left, top, width, height = coco_mask.toBbox(item["segmentation"])
+        return [left, top, left + width, top + height]
+    points = np.array(item["keypoints"], dtype=float).reshape(-1, 3)
+    points = points[points[:, 2] > 0]
+    return [*points[:, :2].min(0), *points[:, :2].max(0)]
+
+
+def _mask(item: Mapping[str, Any], size: tuple[int, int], small: tuple[int, int]) -> np.ndarray | None:
+    """The mask of an annotation or a result on the smaller picture; sizes are (width, height)."""
+    from pycocotools import mask as coco_mask
+
+    region = item.get("segmentation")
+    if not region:
+        return None
+    if isinstance(region, list):
+        parts = [part for part in region if len(part) >= 6]
+        if not parts:
+            return None
+        region = coco_mask.merge(coco_mask.frPyObjects(parts, size[1], size[0]))
+    elif isinstance(region["counts"], list):
+        region = coco_mask.frPyObjects(region, size[1], size[0])
+    mask = Image.fromarray(coco_mask.decode(region) * np.uint8(255))
+    return np.asarray(mask.resize(small, Image.Resampling.BILINEAR)) > 127

@@ -110,6 +110,30 @@ def judge(evaluation: Any) -> list[Judgement]:
     return [*(judged[result] for result in order), *missed]
 
 
+def raise_threshold(
+    judgements: Iterable[Judgement], annotations: Sequence[Mapping[str, Any]], min_score: float
+) -> list[Judgement]:
+    r"""What [`judge`] would say if only results of at least `min_score` were there; it need not look again.
+
+    Results are matched from the highest score down, so those that stay keep their kind, and what the others alone
+    had found is missed.
+
+    Args:
+        judgements (`Iterable[Judgement]`): Of all results.
+        annotations (`Sequence[Mapping]`): In COCO form.
+        min_score (`float`): Of the results that stay."""
+    judgements = list(judgements)
+    kept = [item for item in judgements if item.result is not None and item.score >= min_score]
+    explaining = ("correct", "wrong_class", "badly_placed")
+    explained = {item.annotation for item in kept if item.kind in explaining}
+    objects = {item.annotation: item.image_id for item in judgements if item.kind in (*explaining, "missed")}
+    return kept + [
+        Judgement("missed", image_id, annotations[place]["category_id"], 0.0, None, place, 0.0)
+        for place, image_id in sorted(objects.items())
+        if place not in explained
+    ]
+
+
 def count_kinds(judgements: Iterable[Judgement]) -> dict[str, int]:
     """How many there are of every kind, `correct` first."""
     counts = Counter(judgement.kind for judgement in judgements)
