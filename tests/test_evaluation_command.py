@@ -48,16 +48,17 @@ def evaluate(*arguments):
 
 def test_an_untrained_model_scores_about_zero(scenes, model_folder, tmp_path, capsys):
     options = ["--model", model_folder, "--data", scenes, "--split", "val", "--batch-size", 2, "--quiet"]
-    assert evaluate(*options, "--json", tmp_path / "a.json", "--results", tmp_path / "found.json") == 0
+    assert evaluate(*options, "--json", tmp_path / "a.json", "--output", tmp_path / "found") == 0
     output = capsys.readouterr().out
     assert "average precision" in output and "5 pictures, " in output
     numbers = json.loads((tmp_path / "a.json").read_text())
-    assert 0 <= numbers["AP"] < 0.2 and numbers["num_images"] == 5
-    found = json.loads((tmp_path / "found.json").read_text())
+    assert 0 <= numbers["tasks"]["object_detection"]["AP"] < 0.2 and numbers["num_images"] == 5
+    assert {"model", "data", "split", "seconds", "pictures_per_second", "versions", "options"} <= set(numbers)
+    found = json.loads((tmp_path / "found/object_detection.json").read_text())
     assert {item["image_id"] for item in found} <= {1, 2, 3, 4, 5} and len(found) <= 15
-    evaluate(*options, "--json", tmp_path / "b.json")
+    assert evaluate(*options, "--json", tmp_path / "b.json", "--batch-size", 5) == 0  # the same draws in other batches
     again = json.loads((tmp_path / "b.json").read_text())
-    assert {**numbers, "seconds": 0} == {**again, "seconds": 0}
+    assert again["tasks"] == numbers["tasks"]
 
 
 def test_a_perfect_stream_scores_one(scenes, model_folder, monkeypatch, tmp_path):
@@ -83,13 +84,15 @@ def test_a_perfect_stream_scores_one(scenes, model_folder, monkeypatch, tmp_path
         *("--json", tmp_path / "numbers.json"),
     )
     numbers = json.loads((tmp_path / "numbers.json").read_text())
-    assert numbers["AP"] > 0.99 and numbers["num_malformed_slots"] == 0
+    numbers = numbers["tasks"]["object_detection"]
+    assert numbers["AP"] > 0.99 and numbers["num_malformed"] == 0
 
 
 def test_choice_of_pictures(scenes, model_folder, tmp_path):
     options = ["--model", model_folder, "--data", scenes, "--split", "val", "--quiet"]
-    evaluate(*options, "--image-ids", "4,2", "--results", tmp_path / "found.json", "--json", tmp_path / "numbers.json")
-    assert {item["image_id"] for item in json.loads((tmp_path / "found.json").read_text())} <= {2, 4}
+    evaluate(*options, "--image-ids", "4,2", "--output", tmp_path / "found", "--json", tmp_path / "numbers.json")
+    found = json.loads((tmp_path / "found/object_detection.json").read_text())
+    assert {item["image_id"] for item in found} <= {2, 4}
     assert json.loads((tmp_path / "numbers.json").read_text())["num_images"] == 2
 
 
@@ -100,6 +103,19 @@ def test_wrong_options(scenes, model_folder, tmp_path, capsys):
         evaluate("--model", model_folder, "--data", scenes)
     with pytest.raises((OSError, ValueError), match="empty"):
         evaluate("--model", tmp_path / "empty", "--data", scenes, "--split", "val")
+    for options, message in (
+        (["--top-p", 1.5], r"--top-p 1.5: must be above 0 and at most 1"),
+        (["--temperature", 0], r"--temperature 0.0: must be above 0$"),
+        (["--greedy", "--num-samples", 2], r"--num-samples: is for drawing, and --greedy draws nothing"),
+        (["--tasks", "boxes"], r"--tasks: unknown task 'boxes': known are object_detection"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate("--model", model_folder, "--data", scenes, *options)
+    with pytest.raises(ValueError, match="--boxes: is for --model"):
+        evaluate("--oracle", "--data", scenes, "--boxes", "annotated")
+    with pytest.raises(SystemExit):
+        evaluate("--model", model_folder, "--oracle", "--data", scenes)
+    assert "not allowed with argument" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         evaluate("--model", model_folder, "--data", scenes, "--image-ids", "4,b")
     assert "'4,b' is not a list of numbers" in capsys.readouterr().err

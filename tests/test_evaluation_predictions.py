@@ -15,7 +15,7 @@ from pix2seq_hf.evaluation import command
 from pix2seq_hf.evaluation.captions import count_reproduced
 from pix2seq_hf.evaluation.keypoints import evaluate_keypoints
 from pix2seq_hf.evaluation.masks import evaluate_masks
-from pix2seq_hf.evaluation.predictions import annotated_boxes, caption_all, find_keypoints_all, segment_all
+from pix2seq_hf.evaluation.predictions import annotated_boxes, boxes_by_picture, caption, find_keypoints, segment
 from pix2seq_hf.processing_pix2seq import TASKS
 from tiny_multitask import multitask_config, multitask_processor, save_multitask
 
@@ -122,11 +122,18 @@ def without_crowd(record):
     }
 
 
+def ask(question, model, processor, records, boxes):
+    """What is found in every picture, one list."""
+    by_picture = boxes_by_picture(boxes)
+    found = [question(model, processor, record, by_picture.get(record["image_id"], []))[0] for record in records]
+    return [item for items in found for item in items]
+
+
 def test_masks(split, records):
     asked = [without_crowd(record) for record in records[:2]]
     oracle = Oracle(asked)
     processor = multitask_processor(oracle.config)
-    results = segment_all(oracle, processor, records, annotated_boxes(split.annotations))
+    results = ask(segment, oracle, processor, records, annotated_boxes(split.annotations))
     assert len(results) == 4 and {item["image_id"] for item in results} == {5, 6}
     assert evaluate_masks(split.annotations, results)["AP"] > 0.95
 
@@ -134,7 +141,7 @@ def test_masks(split, records):
 def test_keypoints(split, records):
     oracle = Oracle(records)
     processor = multitask_processor(oracle.config)
-    results = find_keypoints_all(oracle, processor, records, annotated_boxes(split.annotations))
+    results = ask(find_keypoints, oracle, processor, records, annotated_boxes(split.annotations))
     assert len(results) == 2 and all(item["category_id"] == 1 for item in results)
     assert results[0]["keypoints"][11] == 0 and sum(results[0]["keypoints"][2::3]) == 16
     numbers = evaluate_keypoints(split.keypoint_annotations, results[:1])
@@ -143,7 +150,8 @@ def test_keypoints(split, records):
 
 def test_captions(records):
     oracle = Oracle(records[:2])
-    captions = caption_all(oracle, multitask_processor(oracle.config), records[:2])
+    processor = multitask_processor(oracle.config)
+    captions = {record["image_id"]: caption(oracle, processor, record)[0] for record in records[:2]}
     references = {record["image_id"]: record["captions"] for record in records[:2]}
     assert count_reproduced(captions, references) == {"reproduced": 2, "num_captions": 2}
 
@@ -155,9 +163,9 @@ def test_boxes_that_cannot_be_asked_for_are_left_out(records):
     model, processor = (Oracle([without_crowd(records[1])]), multitask_processor(multitask_config(image_size=(64, 64))))
     seen = []
     model.generate = lambda **inputs: seen.append(inputs) or {"sequences": torch.zeros(1, 20, dtype=torch.long)}
-    results = segment_all(model, processor, records, detections, min_score=0.5)
+    results = segment(model, processor, records[1], boxes_by_picture(detections, min_score=0.5)[6])[0]
     assert len(results) == 1 and seen[0]["decoder_input_ids"].shape == (1, 1, 6)
-    assert segment_all(model, processor, records, []) == []
+    assert segment(model, processor, records[0], []) == ([], {})
 
 
 def test_command(folder, tmp_path, capsys):
@@ -169,18 +177,23 @@ def test_command(folder, tmp_path, capsys):
         given = ["--model", tmp_path / "model", "--data", folder, "--split", "val", "--quiet", *options]
         return command.run(parser.parse_args([str(option) for option in given]))
 
-    files = ["--json", tmp_path / "numbers.json", "--results", tmp_path / "found.json"]
+    files = ["--json", tmp_path / "numbers.json", "--output", tmp_path / "found"]
     assert evaluate("--tasks", "all", "--boxes", "annotated", "--greedy", *files) == 0
     output = capsys.readouterr().out
-    for shown in ("average precision", "instance_segmentation for annotated boxes: AP ", "captioning: 0 of 2 captions"):
+    for shown in (
+        "average precision",
+        "instance_segmentation for annotated boxes: masks AP ",
+        "captioning: 0 of 2 captions",
+    ):
         assert shown in output
-    numbers = json.loads((tmp_path / "numbers.json").read_text())
-    assert {*TASKS} - {"object_detection"} <= set(numbers) and "AP" in numbers and "AR" in numbers["keypoint_detection"]
-    assert len(json.loads((tmp_path / "found_instance_segmentation.json").read_text())) == 4
-    assert len(json.loads((tmp_path / "found_captioning.json").read_text())) == 2
-    evaluate("--tasks", "keypoint_detection", *files)
-    numbers = json.loads((tmp_path / "numbers.json").read_text())
-    assert "AP" not in numbers and "keypoint_detection" in numbers
+    numbers = json.loads((tmp_path / "numbers.json").read_text())["tasks"]
+    assert set(numbers) == {*TASKS} and "AR" in numbers["keypoint_detection"] and "AP" in numbers["object_detection"]
+    found = {task: json.loads((tmp_path / f"found/{task}.json").read_text()) for task in TASKS}
+    assert len(found["instance_segmentation"]) == 4 and len(found["captioning"]) == 2 + 1
+    with pytest.raises(ValueError, match=r"was begun with tasks .*, now it is .*: take the same, or another --output"):
+        evaluate("--tasks", "keypoint_detection", *files)
+    evaluate("--tasks", "keypoint_detection", *files[:2])
+    assert set(json.loads((tmp_path / "numbers.json").read_text())["tasks"]) == {"keypoint_detection"}
     with pytest.raises(ValueError, match=r"--tasks: unknown task 'keypoints': known are object_detection, .*, and all"):
         evaluate("--tasks", "keypoints")
     save_multitask(tmp_path / "model", image_size=(64, 64), tasks=["captioning"])

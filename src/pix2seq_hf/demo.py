@@ -62,16 +62,15 @@ def run(args: argparse.Namespace) -> int:
     model_folder = train(recipe, output / "scenes", output / "run")
 
     from pix2seq_hf.data.coco import read_coco
-    from pix2seq_hf.evaluation.boxes import evaluate_boxes
-    from pix2seq_hf.evaluation.measure import detect_all
+    from pix2seq_hf.evaluation.measure import measure
+    from pix2seq_hf.evaluation.predictions import Question
     from pix2seq_hf.prediction import load_model
 
     print(f"3/3  detecting in {NUM_NEW} new pictures", flush=True)
     split = read_coco(output / "scenes", "new")
     model, processor = load_model(str(model_folder), "auto")
-    torch.manual_seed(args.seed)
-    detections, _ = detect_all(model, processor, map(split.load, range(NUM_NEW)), NUM_NEW, NUM_NEW)
-    precision = evaluate_boxes(split.annotations, detections)["AP_50"]
+    measured = measure(model, processor, split, Question(["object_detection"], seed=args.seed), batch_size=NUM_NEW)
+    detections, precision = measured.results["object_detection"], measured.numbers["object_detection"]["AP_50"]
     shown = [output / "scenes/new" / image["file_name"] for image in split.annotations["images"][:NUM_SHOWN]]
     draw_sheet(shown, detections, split.id2label).save(output / "found.png")
     print(f"average precision at IoU 0.5 on the new pictures: {100 * precision:.0f} %")

@@ -1,139 +1,530 @@
-"""Measure the average precision of a model on a data set: a folder in COCO's, VOC's or YOLO's layout, or of `datasets`.
+"""Measure a model on a data set: a COCO, VOC or YOLO folder, parquet, a folder of `datasets`, a name on the Hub.
 
 examples:
   pix2seq evaluate --model vit-b --data coco --split val2017
-  pix2seq evaluate --model runs/mine/final --data coco_mini --max-images 8 --results found.json --json numbers.json
+  pix2seq evaluate --model runs/mine/final --data coco_mini --max-images 8 --output found --json numbers.json
   pix2seq evaluate --model runs/tasks/final --data coco_mini --tasks all --boxes annotated
+  pix2seq evaluate --model all-tasks --data coco --tasks instance_segmentation --boxes found/object_detection.json
+  pix2seq evaluate --results found/object_detection.json --data coco_mini        (again, without a model)
+  pix2seq evaluate --oracle --data coco_mini --tasks all --oracle-bins 100,1000  (what the token format costs)
+  pix2seq evaluate --watch runs/mine --data coco_mini                            (every new checkpoint of a run)
+  accelerate launch scripts/evaluate.py --model vit-b --data coco --output found (on all GPUs)
 
-The numbers are those of pycocotools, for boxes, masks and keypoints; of captions those are counted that are word for
-word one of the annotated ones. Objects are decoded as in the reference: every slot of every picture counts with its
-class score, there is no threshold. Masks and keypoints are asked for the boxes that the model itself detects with a
-score of at least --min-score, or for the annotated ones.
+Objects are decoded as in the reference: every slot of every picture counts with its class score, there is no threshold.
+Masks and keypoints are asked for the boxes that the model itself detects with a score of at least --min-score, for the
+annotated ones, or for those of a file of results.
+
+With --output everything that is known of a picture is on disk as soon as it is known: the same command goes on where an
+interrupted one was, with any number of processes. In DIR there is at the end one TASK.json per task in COCO's results
+format, which --results and --boxes read. What is drawn for a picture depends on --seed and its id, neither on the batch
+nor on the number of processes; only rounding does. A picture that cannot be used counts as one in which nothing was
+found, and is named; the exit code is then 1.
 """
 
 import argparse
+import hashlib
 import json
+import os
+import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+MODES = ("model", "results", "oracle", "watch")
+ALL_TASKS = ("object_detection", "instance_segmentation", "keypoint_detection", "captioning")
+# What the answers to a picture depend on: --output is only continued with the same.
+KEPT_OPTIONS = (
+    *("model", "data", "split", "tasks", "boxes", "min_score", "num_samples", "top_p", "temperature", "max_objects"),
+    *("greedy", "seed", "dtype", "column"),
+)
+NAMES = {
+    "object_detection": "boxes",
+    "instance_segmentation": "masks",
+    "keypoint_detection": "keypoints",
+    "captioning": "captions",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `pix2seq evaluate`."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="a model folder, as convert and train write it")
+    modes = parser.add_argument_group("what is measured, one of").add_mutually_exclusive_group(required=True)
+    modes.add_argument("--model", metavar="DIR", help="a model folder, as convert and train write it")
+    modes.add_argument("--results", metavar="FILE", help="results in COCO's format, or the DIR of an earlier --output")
+    modes.add_argument("--oracle", action="store_true", help="the annotations themselves, through the token format")
+    modes.add_argument("--watch", metavar="RUN", help="every checkpoint of a training run, until its last step")
     parser.add_argument(
         "--data", "--coco", required=True, metavar="DATA", help="the data set: a folder, a file, or a name on the Hub"
     )
     parser.add_argument("--split", default="val2017", help="which annotations and pictures (default: val2017)")
     parser.add_argument(
-        "--tasks",
-        "--task",
-        default="object_detection",
-        metavar="TASK,TASK,...",
-        help="what is measured, or 'all' that the model was trained for (default: object_detection)",
+        "--column",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of parquet and the like, which column is what; see pix2seq data inspect --help",
     )
-    parser.add_argument(
-        "--boxes",
-        choices=("detected", "annotated"),
-        default="detected",
-        help="which boxes masks and keypoints are asked for (default: detected)",
-    )
-    parser.add_argument(
-        "--min-score", type=float, default=0.05, metavar="S", help="of the boxes to ask for (default: 0.05)"
-    )
-    parser.add_argument("--greedy", action="store_true", help="the most probable words in captions, not drawn ones")
     parser.add_argument("--max-images", type=int, metavar="N", help="only the first N pictures")
     parser.add_argument(
         "--image-ids", type=_parse_ids, metavar="ID,ID,...", help="only the pictures with these ids of the annotations"
     )
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures at once (default: 8)")
     parser.add_argument(
+        "--tasks",
+        "--task",
+        metavar="TASK,TASK,...",
+        help="what is measured, or 'all' that the model was trained for (default: object_detection; of --results, what "
+        "is there)",
+    )
+
+    asking = parser.add_argument_group("how a model is asked")
+    asking.add_argument(
+        "--boxes",
+        metavar="WHICH",
+        help="which boxes masks and keypoints are asked for: detected, annotated, or a file in COCO's results format "
+        "(default: detected)",
+    )
+    asking.add_argument(
+        "--min-score", type=float, default=0.05, metavar="S", help="of the boxes to ask for (default: 0.05)"
+    )
+    asking.add_argument("--max-objects", type=int, metavar="N", help="objects to detect (default: the model's)")
+    asking.add_argument(
+        "--num-samples", type=int, metavar="N", help="outlines per object, averaged into its mask (default: 8)"
+    )
+    asking.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="draw from the likeliest tokens of so much together (default: the task's)",
+    )
+    asking.add_argument("--temperature", type=float, metavar="T", help="of what is drawn (default: 1)")
+    asking.add_argument("--greedy", action="store_true", help="always write the likeliest token, draw nothing")
+    asking.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
+    asking.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures at once (default: 8)")
+    asking.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the accelerator if there is one)"
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="for the model's sampling of tokens (default: 0)"
+    asking.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of weights and computation (default: float32)",
     )
-    parser.add_argument(
-        "--results",
-        metavar="FILE",
-        help="write what was found in COCO's results format: boxes to FILE, each other task to FILE_TASK",
+    asking.add_argument("--interval", type=float, default=10.0, metavar="S", help="seconds between looks of --watch")
+
+    oracle = parser.add_argument_group("the token format of --oracle")
+    oracle.add_argument("--oracle-bins", type=_parse_ids, default=[1000], metavar="N,N,...", help="(default: 1000)")
+    oracle.add_argument("--image-size", type=int, default=640, metavar="N", help="side of the input (default: 640)")
+    oracle.add_argument("--max-points", type=int, default=128, metavar="N", help="of an outline (default: 128)")
+
+    output = parser.add_argument_group("what is written")
+    output.add_argument(
+        "--output", metavar="DIR", help="what was found, one TASK.json each; the same command goes on where it was"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the numbers")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar; the numbers are still printed")
+    output.add_argument("--json", metavar="FILE", help="the numbers")
+    output.add_argument("--report", metavar="DIR", help="a page with curves, kinds of errors and pictures per task")
+    output.add_argument("--quiet", action="store_true", help="no progress bar; the numbers are still printed")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate as the options say, print a table and return the exit code 0."""
-    for option in ("batch_size", "max_images"):
+    """Evaluate as the options say, print tables and return the exit code: 1 if a picture could not be used, else 0."""
+    check_options(args)
+    if args.oracle:
+        return run_oracle(args)
+    if args.watch is not None:
+        return run_watch(args)
+    return run_results(args) if args.results is not None else run_model(args)
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raise ValueError for options that make no sense, naming them."""
+    for option in ("batch_size", "max_images", "max_objects", "num_samples", "image_size"):
         value = getattr(args, option)
         if value is not None and value < 1:
             raise ValueError(f"--{option.replace('_', '-')} {value}: must be at least 1")
+    if args.max_points < 3:
+        raise ValueError(f"--max-points {args.max_points}: must be at least 3")
+    for bins in args.oracle_bins:
+        if bins < 2:
+            raise ValueError(f"--oracle-bins {bins}: must be at least 2")
+    for option, is_wrong in (("top_p", lambda p: not 0 < p <= 1), ("temperature", lambda t: not 0 < t < float("inf"))):
+        value = getattr(args, option)
+        if value is not None and is_wrong(value):
+            raise ValueError(
+                f"--{option.replace('_', '-')} {value}: must be above 0" + " and at most 1" * (option == "top_p")
+            )
+    if args.greedy:
+        for option in ("num_samples", "top_p", "temperature"):
+            if getattr(args, option) is not None:
+                raise ValueError(f"--{option.replace('_', '-')}: is for drawing, and --greedy draws nothing")
+    if args.model is None:
+        for option in ("output", *(() if args.watch else ("boxes", "max_objects", "num_samples"))):
+            if getattr(args, option) is not None:
+                raise ValueError(f"--{option.replace('_', '-')}: is for --model")
+    if args.report is not None and (args.oracle or args.watch):
+        raise ValueError("--report: is for --model and --results")
+    for task in () if args.tasks in (None, "all") else args.tasks.split(","):
+        if task not in ALL_TASKS:
+            raise ValueError(f"--tasks: unknown task {task!r}: known are {', '.join(ALL_TASKS)}, and all")
 
-    from pix2seq_hf.data.rows import TASK_FEATURES
-    from pix2seq_hf.data.sources import open_split
-    from pix2seq_hf.evaluation.boxes import format_box_metrics
+
+# --- A model ----------------------------------------------------------------------------------------------------------
+
+
+def run_model(args: argparse.Namespace) -> int:
+    """Ask a model about every picture."""
+    from pix2seq_hf.evaluation import answers
     from pix2seq_hf.evaluation.measure import measure
+
+    share, device = find_share(args.device)
+    is_main = share.index == 0
+    model, processor = load(args.model, device, args.dtype)
+    tasks = choose_tasks(args, model.config, args.model)
+    split = open_data(args, tasks, model.config.num_keypoints)
+    question = build_question(args, tasks, split, model.config)
+    folder = None
+    if args.output is not None:
+        if is_main:
+            kept = {name: getattr(args, name) for name in KEPT_OPTIONS} | {"tasks": tasks, "weights": stamp(args.model)}
+            kept |= {name: os.path.realpath(kept[name]) for name in ("model", "data") if os.path.exists(kept[name])}
+            if question.boxes is not None and args.boxes != "annotated":
+                kept |= {"boxes": os.path.realpath(args.boxes), "content of boxes": stamp(args.boxes)}
+            answers.prepare(args.output, kept)
+        share.gather([])  # the others wait until it is prepared
+        folder = answers.AnswerFolder(args.output, share.index)
+    measured = measure(
+        model,
+        processor,
+        split,
+        question,
+        batch_size=args.batch_size,
+        show_progress=is_main and not args.quiet,
+        share=share,
+        folder=folder,
+    )
+    if not is_main:
+        return int(bool(measured.failures))
+    if args.output is not None:
+        answers.write_results(args.output, measured.results)
+    print_numbers(measured.numbers, measured.results, args.boxes or "detected")
+    pace = measured.num_asked / measured.seconds if measured.num_asked else None
+    print(describe_pace(len(split.dataset), measured.num_asked, pace))
+    name_failures(measured.failures)
+    facts = {
+        "num_processes": share.count,
+        "num_asked": measured.num_asked,
+        "seconds": measured.seconds,
+        "pictures_per_second": pace,
+        "num_failed": len(measured.failures),
+        "failed": [{"image_id": image_id, "reason": reason} for image_id, reason in measured.failures.items()],
+        "malformed": measured.malformed,
+    }
+    write_outputs(args, split, measured.numbers, measured.results, facts)
+    return int(bool(measured.failures))
+
+
+def find_share(device: str) -> tuple[Any, str]:
+    """The part of this process, and its device: of all under `accelerate launch` or `torchrun`, else of one."""
+    from pix2seq_hf.evaluation.measure import Share
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Share(), device
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    state = PartialState(cpu=device == "cpu")
+    return Share(state.process_index, state.num_processes, gather_object), str(state.device)
+
+
+def load(folder: str, device: str, dtype: str) -> tuple[Any, Any]:
+    """A model in evaluation mode with its processor."""
+    import torch
+
     from pix2seq_hf.prediction import load_model
 
-    wanted = list(TASK_FEATURES) if args.tasks == "all" else args.tasks.split(",")
-    for task in wanted:
-        if task not in TASK_FEATURES:
-            raise ValueError(f"--tasks: unknown task {task!r}: known are {', '.join(TASK_FEATURES)}, and all")
-    model, processor = load_model(args.model, args.device)
-    config = model.config
+    model, processor = load_model(folder, device)
+    return model.to(getattr(torch, dtype)), processor
+
+
+def choose_tasks(args: argparse.Namespace, config: Any, name: str) -> list[str]:
+    """The tasks to be measured; raises ValueError for one that the model was not trained for."""
     if args.tasks == "all":
-        wanted = [task for task in wanted if task in config.tasks]
-    for task in wanted:
+        return [task for task in ALL_TASKS if task in config.tasks]
+    tasks = (args.tasks or "object_detection").split(",")
+    for task in tasks:
         if task not in config.tasks:
-            raise ValueError(
-                f"--tasks: {args.model} was not trained for {task}: its tasks are {', '.join(config.tasks)}"
-            )
-    split = open_split(
+            raise ValueError(f"--tasks: {name} was not trained for {task}: its tasks are {', '.join(config.tasks)}")
+    return tasks
+
+
+def open_data(args: argparse.Namespace, tasks: Sequence[str], num_keypoints: int = 17) -> Any:
+    """Open the data set with what the tasks need."""
+    from pix2seq_hf.data.command import parse_columns
+    from pix2seq_hf.data.sources import open_split
+
+    return open_split(
         args.data,
         args.split,
         image_ids=args.image_ids,
         max_images=args.max_images,
-        tasks=wanted,
-        num_keypoints=config.num_keypoints,
+        tasks=tasks,
+        num_keypoints=num_keypoints,
+        columns=parse_columns(args.column),
     )
-    start = time.perf_counter()
-    measured, found = measure(
-        model,
-        processor,
-        split,
-        wanted,
-        boxes=args.boxes,
-        min_score=args.min_score,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        is_greedy=args.greedy,
-        show_progress=not args.quiet,
-    )
-    numbers: dict[str, Any] = {"num_images": len(split.dataset), "seconds": time.perf_counter() - start}
-    for task in wanted:
-        metrics = measured[task]
-        if task == "object_detection":
-            numbers |= metrics
-            print(format_box_metrics(metrics))
-            pace = f"{len(split.dataset) / numbers['seconds']:.2f} pictures per second"
-            counts = f"{len(found[task])} boxes, {metrics['num_malformed_slots']} malformed slots"
-            print(f"{len(split.dataset)} pictures, {counts}, {pace}")
-            continue
-        numbers[task] = metrics
-        if task == "captioning":
-            print("captioning: {reproduced} of {num_captions} captions word for word".format(**metrics))
-        else:
-            shown = "  ".join(f"{name} {100 * metrics[name]:.1f}" for name in ("AP", "AP_50", "AP_75"))
-            print(f"{task} for {args.boxes} boxes: {shown}")
 
-    if args.results is not None:
-        path = Path(args.results)
-        for task, results in found.items():
-            name = path.name if task == "object_detection" else f"{path.stem}_{task}{path.suffix}"
-            path.with_name(name).write_text(json.dumps(results))
-    if args.json is not None:
-        Path(args.json).write_text(json.dumps(numbers, indent=2) + "\n")
+
+def build_question(args: argparse.Namespace, tasks: Sequence[str], split: Any, config: Any) -> Any:
+    """What the options ask of a model."""
+    from pix2seq_hf.evaluation.predictions import Question, annotated_boxes
+    from pix2seq_hf.evaluation.results_files import read_boxes
+
+    boxes = None
+    if args.boxes == "annotated":
+        boxes = annotated_boxes(split.annotations)
+    elif args.boxes not in (None, "detected"):
+        boxes = read_boxes(args.boxes, config.id2label)
+        known = set(split.dataset["image_id"])
+        if boxes and not any(item["image_id"] in known for item in boxes):
+            raise ValueError(f"{args.boxes}: has no box for any of the pictures of {args.data}, {args.split}")
+    given = {"top_p": args.top_p, "temperature": args.temperature}
+    general = {name: value for name, value in given.items() if value is not None}
+    if args.greedy:
+        general["do_sample"] = False
+    generation = {task: dict(general) for task in ALL_TASKS}
+    if args.num_samples is not None:
+        generation["instance_segmentation"]["num_return_sequences"] = args.num_samples
+    if args.max_objects is not None:
+        generation["object_detection"]["max_objects"] = args.max_objects
+    return Question(tasks, boxes, args.min_score, args.seed, generation)
+
+
+def stamp(path: str) -> str:
+    """Something that changes when a file, or the weights in a folder, are written anew."""
+    files = sorted(Path(path).glob("*.safetensors")) if os.path.isdir(path) else [Path(path)]
+    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+
+
+# --- Results without a model ------------------------------------------------------------------------------------------
+
+
+def run_results(args: argparse.Namespace) -> int:
+    """Score files of results."""
+    from pix2seq_hf.evaluation.measure import score
+    from pix2seq_hf.evaluation.results_files import read_results
+
+    found = {}
+    path = Path(args.results)
+    files = [path / f"{task}.json" for task in ALL_TASKS if (path / f"{task}.json").is_file()]
+    if path.is_dir() and not files:
+        raise ValueError(f"{path}: has none of the files {', '.join(f'{task}.json' for task in ALL_TASKS)}")
+    wanted = None if args.tasks in (None, "all") else args.tasks.split(",")
+    for file in files if path.is_dir() else [path]:
+        task, results = read_results(file)
+        task = task or (file.stem if file.stem in ALL_TASKS else (wanted or ["object_detection"])[0])
+        if wanted is None or task in wanted:
+            found[task] = results
+    for task in wanted or ():
+        if task not in found:
+            raise ValueError(
+                f"--tasks: {args.results} has no results of {task}, only of {', '.join(found) or 'others'}"
+            )
+    split = open_data(args, list(found), _count_keypoints(found))
+    if args.max_images is not None or args.image_ids is not None:
+        known = set(split.dataset["image_id"])
+        found = {task: [item for item in items if item["image_id"] in known] for task, items in found.items()}
+    numbers = score(split, found)
+    print_numbers(numbers, found)
+    write_outputs(args, split, numbers, found, {"seconds": None, "pictures_per_second": None})
     return 0
+
+
+def _count_keypoints(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
+    for item in found.get("keypoint_detection", ()):
+        return len(item["keypoints"]) // 3
+    return 17
+
+
+# --- No model at all --------------------------------------------------------------------------------------------------
+
+
+def run_oracle(args: argparse.Namespace) -> int:
+    """Say what the token format costs, for several numbers of bins."""
+    from pix2seq_hf.evaluation.measure import score
+    from pix2seq_hf.evaluation.oracle import ORACLE_TASKS, answer_by_tokens, build_oracle
+
+    tasks = ORACLE_TASKS if args.tasks == "all" else (args.tasks or "object_detection").split(",")
+    if "captioning" in tasks:
+        raise ValueError("--tasks captioning: words are tokens as they are; --oracle has nothing to measure")
+    split = open_data(args, tasks)
+    points = (split.keypoint_annotations or {"annotations": []})["annotations"]
+    labels = sorted({item["category_id"] for item in points if any(item.get("keypoints", ()))}) or [1]
+    table = {}
+    for bins in args.oracle_bins:
+        processor = build_oracle(
+            bins, split.id2label, image_size=args.image_size, max_points=args.max_points, keypoint_labels=labels
+        )
+        found = {}
+        for task in tasks:
+            truth = split.keypoint_annotations if task == "keypoint_detection" else split.annotations
+            found[task] = answer_by_tokens(task, truth, processor)
+        table[bins] = score(split, found)
+    columns = ("AP", "AP_50", "AP_75", "AP_small", "AP_medium", "AP_large")
+    print(f"{len(split.dataset)} pictures, input of {args.image_size} pixels, outlines of {args.max_points} points")
+    print(f"{'':<10}{'bins':>6}" + "".join(f"{name.replace('AP_', ''):>8}" for name in columns))
+    for task in tasks:
+        for bins, numbers in table.items():
+            cells = (f"{_percent(numbers[task].get(name, -1)):>8}" for name in columns)
+            print(f"{NAMES[task]:<10}{bins:>6}" + "".join(cells))
+    if args.json is not None:
+        options = {name: getattr(args, name) for name in ("oracle_bins", "image_size", "max_points", "max_images")}
+        content = {**describe(args, split), "options": options, "oracle": {str(bins): table[bins] for bins in table}}
+        Path(args.json).write_text(json.dumps(content, indent=2) + "\n")
+    return 0
+
+
+# --- A run that is still going on -------------------------------------------------------------------------------------
+
+
+def run_watch(args: argparse.Namespace) -> int:
+    """Evaluate the checkpoints of a run as they come."""
+    from safetensors.torch import load_model as load_weights
+    from torch.utils.tensorboard import SummaryWriter
+
+    from pix2seq_hf.evaluation.measure import measure
+    from pix2seq_hf.evaluation.watching import watch
+    from pix2seq_hf.training.checkpoints import AVERAGE_FILE, find_damage
+
+    folder = Path(args.watch)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder (the --output of pix2seq train)")
+    if find_share(args.device)[0].count > 1:
+        raise ValueError("--watch: takes one process")
+    split, was_seen = None, False
+    with SummaryWriter(str(folder / "tensorboard" / "evaluation")) as writer:
+
+        def evaluate(step: int, path: Path) -> dict[str, Any]:
+            nonlocal split, was_seen
+            model, processor = load(str(path), args.device, args.dtype)
+            if (path / AVERAGE_FILE).is_file():
+                load_weights(model, path / AVERAGE_FILE)
+            tasks = choose_tasks(args, model.config, str(path))
+            split = split or open_data(args, tasks, model.config.num_keypoints)
+            question = build_question(args, tasks, split, model.config)
+            show = not args.quiet
+            measured = measure(model, processor, split, question, batch_size=args.batch_size, show_progress=show)
+            print(f"step {step}: " + "  ".join(headline(task, each) for task, each in measured.numbers.items()))
+            sys.stdout.flush()
+            for task, numbers in measured.numbers.items():
+                for name, value in numbers.items():
+                    if isinstance(value, (int, float)):
+                        writer.add_scalar(f"{task}/{name}", value, step)
+            pace = measured.num_asked / measured.seconds
+            writer.add_scalar("evaluation/pictures_per_second", pace, step)
+            writer.flush()
+            if not was_seen:
+                name_failures(measured.failures)
+            was_seen = True
+            facts = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "pictures_per_second": pace}
+            return {**facts, "num_failed": len(measured.failures), "tasks": measured.numbers}
+
+        number = watch(folder, evaluate, find_damage, args.interval)
+    print(f"{number} checkpoint{'s' * (number != 1)} of {folder} evaluated; the run has ended")
+    return 0
+
+
+# --- What is said and written -----------------------------------------------------------------------------------------
+
+
+def print_numbers(
+    numbers: Mapping[str, Mapping[str, float]], results: Mapping[str, Sequence[Any]], boxes: str | None = None
+) -> None:
+    """Print the numbers of every task."""
+    from pix2seq_hf.evaluation.boxes import format_box_metrics
+
+    for task, metrics in numbers.items():
+        malformed = f", {metrics['num_malformed']} malformed" if "num_malformed" in metrics else ""
+        if task == "object_detection":
+            print(format_box_metrics(metrics))
+            print(f"{len(results[task])} boxes{malformed}")
+        elif task == "captioning":
+            print(f"{headline(task, metrics)}{malformed}")
+        else:
+            asked = "" if boxes is None else f" for {boxes} boxes"
+            print(f"{task}{asked}: {headline(task, metrics)}{malformed}")
+
+
+def headline(task: str, metrics: Mapping[str, float]) -> str:
+    """The most important numbers of a task."""
+    if task == "captioning":
+        return "captioning: {reproduced} of {num_captions} captions word for word".format(**metrics)
+    shown = "  ".join(f"{name} {_percent(metrics[name])}" for name in ("AP", "AP_50", "AP_75"))
+    return f"{NAMES[task]} {shown}"
+
+
+def name_failures(failures: Mapping[int, str]) -> None:
+    """Name the pictures that could not be used."""
+    for image_id, reason in failures.items():
+        print(f"pix2seq evaluate: picture {image_id} could not be used: {reason}", file=sys.stderr)
+
+
+def describe_pace(num_pictures: int, num_asked: int, pace: float | None) -> str:
+    """How many pictures, how fast."""
+    before = f" ({num_pictures - num_asked} were finished before)" if num_asked < num_pictures else ""
+    return f"{num_pictures} pictures{before}" + ("" if pace is None else f", {pace:.2f} pictures per second")
+
+
+def describe(args: argparse.Namespace, split: Any) -> dict[str, Any]:
+    """What was measured with what, for the file of numbers."""
+    from pix2seq_hf.training.run_info import versions
+
+    return {
+        "model": args.model,
+        "data": args.data,
+        "split": args.split,
+        "num_images": len(split.dataset),
+        "versions": versions(),
+    }
+
+
+def write_outputs(
+    args: argparse.Namespace,
+    split: Any,
+    numbers: Mapping[str, Mapping[str, float]],
+    results: Mapping[str, Sequence[Mapping[str, Any]]],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write the file of numbers and the report, where they are asked for."""
+    if args.json is not None:
+        names = (*KEPT_OPTIONS[4:], "max_images", "image_ids", "batch_size", "results")
+        options = {name: getattr(args, name) for name in names}
+        content = {**describe(args, split), **facts, "options": options, "tasks": dict(numbers)}
+        Path(args.json).write_text(json.dumps(content, indent=2) + "\n")
+    if args.report is not None:
+        report(args.report, split, numbers, results)
+
+
+def report(folder: str, split: Any, numbers: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+    """Write the report of every task."""
+    from PIL import Image
+
+    try:
+        from pix2seq_hf.evaluation.report import write_report
+    except ImportError:
+        print("pix2seq evaluate: --report: this version writes no reports", file=sys.stderr)
+        return
+    rows = {int(image_id): row for row, image_id in enumerate(split.dataset["image_id"])}
+
+    def load_picture(image_id: int) -> Image.Image:
+        return Image.fromarray(split.load(rows[image_id])["image"].permute(1, 2, 0).numpy())
+
+    truths = {"keypoint_detection": split.keypoint_annotations, "captioning": split.caption_annotations}
+    for task, found in results.items():
+        truth = truths.get(task, split.annotations)
+        write_report(Path(folder), task, truth, found, numbers[task], split.id2label, load_picture)
+
+
+def _percent(value: float) -> str:
+    return "-" if value < 0 else f"{100 * value:.1f}"
 
 
 def _parse_ids(text: str) -> list[int]:

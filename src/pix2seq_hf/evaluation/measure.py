@@ -1,20 +1,21 @@
-"""How good is a model on a data set: asks it about every picture, task by task, and computes the numbers."""
+"""How good is a model on a data set: asks it about every picture once, and computes the numbers."""
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import torch
 from tqdm import tqdm
 
-from pix2seq_hf.evaluation import predictions
+from pix2seq_hf.evaluation.answers import AnswerFolder
 from pix2seq_hf.evaluation.boxes import evaluate_boxes
 from pix2seq_hf.evaluation.captions import count_reproduced
 from pix2seq_hf.evaluation.keypoints import evaluate_keypoints
 from pix2seq_hf.evaluation.masks import evaluate_masks
-from pix2seq_hf.task_object_detection import coco_results
+from pix2seq_hf.evaluation.predictions import Answer, Question, Results, answer, boxes_by_picture
+from pix2seq_hf.task_base import add_counts
 
-Results = list[dict[str, Any]]
+Numbers = dict[str, dict[str, float]]
 
 
 class Measurement(NamedTuple):
@@ -22,10 +23,18 @@ class Measurement(NamedTuple):
 
     Args:
         numbers (`dict[str, dict[str, float]]`): Metrics by task.
-        results (`dict[str, list[dict]]`): What was found by task, in COCO results format."""
+        results (`dict[str, list[dict]]`): What was found by task, in COCO results format.
+        malformed (`dict[str, dict[str, int]]`): What broke the grammar, by task and kind.
+        failures (`dict[int, str]`): Why which pictures could not be used. In the numbers, nothing was found in them.
+        num_asked (`int`): Pictures that were asked about now, the others were finished before.
+        seconds (`float`): That this took."""
 
-    numbers: dict[str, dict[str, float]]
+    numbers: Numbers
     results: dict[str, Results]
+    malformed: dict[str, dict[str, int]]
+    failures: dict[int, str]
+    num_asked: int
+    seconds: float
 
 
 class Share(NamedTuple):
@@ -45,116 +54,125 @@ def measure(
     model: Any,
     processor: Any,
     split: Any,
-    tasks: Sequence[str],
+    question: Question,
     *,
-    boxes: str = "detected",
-    min_score: float = 0.05,
     batch_size: int = 8,
-    seed: int = 0,
-    is_greedy: bool = False,
     show_progress: bool = False,
     share: Share | None = None,
+    folder: AnswerFolder | None = None,
 ) -> Measurement:
     r"""Ask a model about every picture of a split and compare with the annotations.
-
-    Objects are decoded as in the reference: every slot of every picture counts with its class score, there is no
-    threshold.
 
     Args:
         model (`Pix2SeqForConditionalGeneration`): In evaluation mode.
         processor (`Pix2SeqProcessor`): That of the model.
         split (`data.rows.Split`): Pictures and ground truth, with what the tasks need.
-        tasks (`Sequence[str]`): What is measured.
-        boxes (`str`): What masks and keypoints are asked for: `"detected"` or `"annotated"` boxes.
-        min_score (`float`): Detected boxes of a lower score are not asked about.
+        question ([`Question`]): What is asked.
         batch_size (`int`): Pictures at once, in detection.
-        seed (`int`): Of torch's generator, which draws the tokens.
-        is_greedy (`bool`): Write the most probable words of captions instead of drawing them.
-        show_progress (`bool`): Show a progress bar for detection.
+        show_progress (`bool`): Show a progress bar of this process' pictures.
         share ([`Share`], *optional*): For several processes, each of which computes the same numbers in the end.
+        folder ([`AnswerFolder`], *optional*): Remembers every picture; its finished ones are not asked about.
     Returns:
         [`Measurement`]."""
     share = share or Share()
-    torch.manual_seed(seed)
-    config = model.config
-    mine = range(share.index, len(split.dataset), share.count)
-
-    def records() -> Iterator[dict[str, Any]]:
-        return (split.load(row, config.max_points_per_object, config.num_keypoints) for row in mine)
-
-    numbers: dict[str, dict[str, float]] = {}
-    found: dict[str, Results] = {}
-
-    asks_for_boxes = {"instance_segmentation", "keypoint_detection"} & set(tasks)
-    asked_boxes = predictions.annotated_boxes(split.annotations)
-    if "object_detection" in tasks or (asks_for_boxes and boxes == "detected"):
-        detections, malformed = detect_all(model, processor, records(), len(mine), batch_size, show_progress)
-        detections, malformed = share.gather(detections), sum(share.gather([malformed]))
-        asked_boxes = detections if boxes == "detected" else asked_boxes
-    if "object_detection" in tasks:
-        numbers["object_detection"] = {
-            **evaluate_boxes(split.annotations, detections), "num_malformed_slots": malformed
-        }  # fmt: skip
-        found["object_detection"] = detections
-
-    for task, ask, evaluate, truth in (
-        ("instance_segmentation", predictions.segment_all, evaluate_masks, split.annotations),
-        ("keypoint_detection", predictions.find_keypoints_all, evaluate_keypoints, split.keypoint_annotations),
+    ids = [int(image_id) for image_id in split.dataset["image_id"]]
+    before = {} if folder is None else folder.finished
+    todo = [row for row, image_id in enumerate(ids) if image_id not in before]
+    share.gather([])  # all have read the folder before one writes into it
+    start = time.perf_counter()
+    answers = []
+    for found in ask_all(
+        model, processor, split, todo[share.index :: share.count], question, batch_size, show_progress
     ):
-        if task in tasks:
-            found[task] = share.gather(ask(model, processor, records(), asked_boxes, min_score))
-            numbers[task] = evaluate(truth, found[task])
-    if "captioning" in tasks:
-        generation = {"do_sample": False} if is_greedy else {}
-        captions = predictions.caption_all(model, processor, records(), **generation)
-        captions = dict(share.gather(list(captions.items())))
-        references: dict[int, list[str]] = {}
-        for item in split.caption_annotations["annotations"]:
-            references.setdefault(item["image_id"], []).append(item["caption"])
-        captions = {image_id: caption for image_id, caption in captions.items() if image_id in references}
-        found["captioning"] = [{"image_id": image_id, "caption": caption} for image_id, caption in captions.items()]
-        numbers["captioning"] = count_reproduced(captions, references)
-    return Measurement(numbers, found)
+        if folder is not None:
+            folder.write(found)
+        answers.append(found)
+    if folder is not None:
+        folder.close()
+    answers = {found.image_id: found for found in share.gather(answers)}
+    seconds = time.perf_counter() - start
+    everything = [answers.get(image_id) or before[image_id] for image_id in ids]
+    results = {task: [item for found in everything for item in found.results.get(task, ())] for task in question.tasks}
+    malformed = {task: add_counts(found.malformed.get(task, {}) for found in everything) for task in question.tasks}
+    numbers = score(split, results)
+    for task in question.tasks:
+        numbers[task]["num_malformed"] = sum(malformed[task].values())
+    failures = {found.image_id: found.failure for found in everything if found.failure is not None}
+    return Measurement(numbers, results, malformed, failures, len(todo), seconds)
 
 
-def detect_all(
+def ask_all(
     model: Any,
     processor: Any,
-    records: Iterable[Mapping[str, Any]],
-    num_records: int,
+    split: Any,
+    rows: Sequence[int],
+    question: Question,
     batch_size: int,
     show_progress: bool = False,
-) -> tuple[Results, int]:
-    r"""Detect objects in every picture of a data set.
+) -> Iterator[Answer]:
+    r"""Ask a model about pictures, batch after batch; while it writes, the next ones are read.
 
     Args:
-        model (`Pix2SeqForConditionalGeneration`): In evaluation mode.
-        processor (`Pix2SeqProcessor`): That of the model.
-        records (`Iterable[Mapping]`): Pictures with `image`, `image_id` and `image_size`.
-        num_records (`int`): How many there are, for the progress bar.
-        batch_size (`int`): Pictures at once.
-        show_progress (`bool`): Show a progress bar.
-    Returns:
-        `tuple[list[dict], int]`: Detections in COCO results format, and the number of malformed slots among them."""
-    detections, malformed, records = [], 0, iter(records)
-    with tqdm(total=num_records, unit="picture", disable=not show_progress, dynamic_ncols=True) as bar:
-        while batch := list(itertools.islice(records, batch_size)):
-            for record, result in zip(batch, _detect(model, processor, batch), strict=True):
-                boxes_yxyx = result["boxes"][:, [1, 0, 3, 2]].cpu()
-                detections += coco_results(
-                    record["image_id"], result["labels"].cpu(), result["scores"].cpu(), boxes_yxyx
-                )
-                malformed += sum(result["malformed"].values())
+        rows (`Sequence[int]`): Of the split's data set.
+        others: See [`measure`].
+    Yields:
+        [`Answer`]: Of every row; a picture that cannot be used has a `failure`."""
+    config = model.config
+    asked = None if question.boxes is None else boxes_by_picture(question.boxes, question.min_score)
+
+    def load(batch: Sequence[int]) -> tuple[list[dict[str, Any]], list[Answer]]:
+        records, failures = [], []
+        for row in batch:
+            try:
+                records.append(split.load(row, config.max_points_per_object, config.num_keypoints))
+            except (OSError, ValueError) as error:
+                reason = " ".join(str(error).split())
+                failures.append(Answer(int(split.dataset[row]["image_id"]), {}, {}, reason))
+        return records, failures
+
+    batches = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+    with (
+        tqdm(total=len(rows), unit="picture", disable=not show_progress, dynamic_ncols=True) as bar,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        waiting = pool.submit(load, batches[0]) if batches else None
+        for number, batch in enumerate(batches, start=1):
+            records, failures = waiting.result()
+            if number < len(batches):
+                waiting = pool.submit(load, batches[number])
+            yield from failures
+            if records:
+                yield from answer(model, processor, records, question, asked)
             bar.update(len(batch))
-    return detections, malformed
 
 
-def _detect(model: Any, processor: Any, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Objects of a batch of records in pixels of their pictures, neither cut to them nor filtered by score."""
-    images = [record["image"] for record in records]
-    inputs = processor(
-        images=images, task="object_detection", input_data_format="channels_first", return_tensors="pt"
-    ).to(model.device)
-    output = model.generate(**inputs)
-    sizes = [record["image_size"] for record in records]
-    return processor.post_process_generation(output, task="object_detection", target_sizes=sizes)
+def score(split: Any, results: Mapping[str, Results]) -> Numbers:
+    r"""Compare what was found with the annotations.
+
+    Args:
+        split (`data.rows.Split`): The ground truth, with what the tasks need.
+        results (`Mapping[str, list[dict]]`): In COCO results format, by task.
+    Returns:
+        `dict[str, dict[str, float]]`: Metrics by task.
+    Raises:
+        ValueError: If results do not fit the ground truth."""
+    numbers: Numbers = {}
+    for task, found in results.items():
+        if task == "object_detection":
+            numbers[task] = evaluate_boxes(split.annotations, found)
+        elif task == "instance_segmentation":
+            numbers[task] = evaluate_masks(split.annotations, found)
+        elif task == "keypoint_detection":
+            numbers[task] = evaluate_keypoints(split.keypoint_annotations, found)
+        else:
+            numbers[task] = score_captions(split.caption_annotations, found)
+    return numbers
+
+
+def score_captions(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Metrics of captions; pictures that people wrote none for do not count."""
+    references: dict[int, list[str]] = {}
+    for item in ground_truth["annotations"]:
+        references.setdefault(item["image_id"], []).append(item["caption"])
+    captions = {item["image_id"]: item["caption"] for item in results if item["image_id"] in references}
+    return dict(count_reproduced(captions, references))

@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 
 from pix2seq_hf.data.rows import Split
 from pix2seq_hf.evaluation.measure import Share, measure
+from pix2seq_hf.evaluation.predictions import Question, annotated_boxes
 from pix2seq_hf.training.arguments import EvaluationArguments
 from pix2seq_hf.training.samples import draw_samples
 
@@ -45,6 +46,11 @@ class Evaluation:
     ):
         self.settings, self.tasks, self.split, self.folder = settings, tasks, split, folder
         self.accelerator = accelerator
+        self.question = Question(
+            tasks,
+            boxes=annotated_boxes(split.annotations) if settings.boxes == "annotated" else None,
+            generation={"captioning": {"do_sample": False}},
+        )
         self.metric = settings.metric or f"{tasks[0]}/{DEFAULT_METRICS[tasks[0]]}"
         self.state: dict[str, Any] = {"best": None, "best_step": None, "num_worse": 0}
 
@@ -74,16 +80,10 @@ class Evaluation:
         start = time.perf_counter()
         model.eval()
         with torch.random.fork_rng(devices), torch.no_grad():
-            numbers, results = measure(
-                model,
-                processor,
-                self.split,
-                self.tasks,
-                boxes=self.settings.boxes,
-                batch_size=self.settings.batch_size,
-                is_greedy=True,
-                share=share,
+            measured = measure(
+                model, processor, self.split, self.question, batch_size=self.settings.batch_size, share=share
             )
+        numbers, results = measured.numbers, measured.results
         model.train(was_training)
         values = {f"{task}/{name}": value for task, found in numbers.items() for name, value in found.items()}
         if self.metric not in values:
