@@ -1,8 +1,9 @@
-"""Find the objects in pictures: `scripts/predict.py street.jpg --model DIR --output OUT`; see `pix2seq predict`."""
+"""Predict a whole data set: `accelerate launch scripts/predict.py --data DIR --model DIR --output OUT`, any number of
+processes; on one, the same as `pix2seq predict-dataset`. For single pictures and videos: `pix2seq predict`."""
 
 import sys
 
 from pix2seq_hf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["predict", *sys.argv[1:]]))
+    sys.exit(main(["predict-dataset", *sys.argv[1:]]))

@@ -20,6 +20,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "predict": Command("pix2seq_hf.prediction", "find boxes, masks, keypoints and captions in pictures, and draw them"),
+    "predict-dataset": Command("pix2seq_hf.prediction_dataset", "the same for whole data sets, on many processes"),
     "convert": Command("pix2seq_hf.conversion.convert", "turn a released TensorFlow checkpoint into a model folder"),
     "train": Command("pix2seq_hf.training.command", "train or fine-tune a model on one's own or a known data set"),
     "recipes": Command("pix2seq_hf.training.recipes_command", "list and show the recipes of training"),

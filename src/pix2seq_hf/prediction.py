@@ -61,6 +61,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="a model folder, as convert and train write it")
     parser.add_argument("--output", required=True, metavar="DIR", help="where the results go; made if it is missing")
+    add_task_arguments(parser)
+    parser.add_argument(
+        "--boxes",
+        metavar="FILE",
+        help="objects to ask about in place of detected ones: COCO results, such as results.json of an earlier run",
+    )
+    parser.add_argument(
+        "--frame-step", type=int, default=1, metavar="N", help="of videos, every N-th frame (default: 1)"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what an earlier run with the same options left in --output, go on"
+    )
+    add_running_arguments(parser)
+
+
+def add_task_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that say what is looked for and how, which [`task_options`] reads."""
     parser.add_argument(
         "--tasks",
         default="all",
@@ -76,11 +93,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave out objects of a lower score (default: 0.3)",
     )
     parser.add_argument("--classes", metavar="A,B", help="names or ids of the classes to detect (default: all)")
-    parser.add_argument(
-        "--boxes",
-        metavar="FILE",
-        help="objects to ask about in place of detected ones: COCO results, such as results.json of an earlier run",
-    )
     parser.add_argument(
         "--max-objects",
         type=int,
@@ -103,17 +115,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--greedy", action="store_true", help="always write the likeliest token instead of drawing one by chance"
     )
     parser.add_argument(
-        "--frame-step", type=int, default=1, metavar="N", help="of videos, every N-th frame (default: 1)"
+        "--seed", type=int, default=0, metavar="N", help="for the model's sampling of tokens (default: 0)"
     )
-    parser.add_argument(
-        "--resume", action="store_true", help="keep what an earlier run with the same options left in --output, go on"
-    )
+
+
+def add_running_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that say where and in which portions it is done."""
     parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="pictures at once (default: 4)")
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the accelerator if there is one)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="for the model's sampling of tokens (default: 0)"
     )
     parser.add_argument(
         "--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="refuse larger pictures (default: 100 million)"
@@ -304,15 +314,16 @@ def check_options(args: argparse.Namespace) -> None:
     if not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold {args.threshold}: a score lies between 0 and 1")
     counts = ("batch_size", "max_objects", "max_points", "num_samples", "num_captions", "frame_step", "max_pixels")
+    counts += ("chunk_size", "limit")
     for option in counts:
-        value, least = getattr(args, option), 3 if option == "max_points" else 1
+        value, least = getattr(args, option, None), 3 if option == "max_points" else 1
         if value is not None and value < least:
             raise ValueError(f"--{option.replace('_', '-')} {value}: must be at least {least}")
     for option in ("num_samples", "num_captions"):
         if args.greedy and (getattr(args, option) or 1) > 1:
             value = getattr(args, option)
             raise ValueError(f"--{option.replace('_', '-')} {value}: with --greedy all of them would be the same")
-    if args.boxes is not None:
+    if getattr(args, "boxes", None) is not None:
         for option in ("classes", "max_objects"):
             if getattr(args, option) is not None:
                 raise ValueError(f"--{option.replace('_', '-')} is for detection, and --boxes takes its place")

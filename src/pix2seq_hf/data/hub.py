@@ -121,7 +121,9 @@ def read_dataset(
     seen = None
     if isinstance(leaf, datasets.Value) and found.names is None:
         seen = {label for row in plain for label in _as_list(value_at(row, found.labels))}
-    reader = _RowReader(found, source.features, seen, tasks, num_keypoints, _folders(data, found), where, problems)
+    reader = _RowReader(
+        found, source.features, seen, tasks, num_keypoints, picture_folders(data, found), where, problems
+    )
     reader.learn_boxes(_raw_rows(source.select(range(min(ROWS_TO_LOOK_AT, len(source)))), plain, found, reader))
 
     rows, numbers = {}, {}
@@ -178,7 +180,9 @@ def stream_dataset(
     if max_images is not None:
         source = source.take(max_images)
         num_rows = None if num_rows is None else min(num_rows, max_images)
-    reader = _RowReader(found, source.features, None, tasks, num_keypoints, _folders(data, found), where, problems)
+    reader = _RowReader(
+        found, source.features, None, tasks, num_keypoints, picture_folders(data, found), where, problems
+    )
     reader.learn_boxes(source.take(min(STREAMED_ROWS_TO_LOOK_AT, max_images or STREAMED_ROWS_TO_LOOK_AT)))
     features = datasets.Features({**FEATURES, **reader.extra})
 
@@ -340,7 +344,7 @@ class _RowReader:
     def _find_size(self, row: Mapping[str, Any], name: str | None) -> list[int] | None:
         """Height and width of a picture, or None if it cannot be used, which is reported under its name."""
         image = row[self.columns.image] or {"bytes": None, "path": None}
-        kind, reason = self._refuse_path(image["path"]) if image["bytes"] is None else (None, None)
+        kind, reason = refuse_path(image["path"], self.folders) if image["bytes"] is None else (None, None)
         if reason is None:
             height, width = (value_at(row, path) for path in (self.columns.height, self.columns.width))
             if is_integer(height) and is_integer(width) and min(height, width) > 0:
@@ -357,16 +361,6 @@ class _RowReader:
         if name is not None:
             self.problems.error(kind, f"{name}: {reason}")
         return None
-
-    def _refuse_path(self, path: str | None) -> tuple[str | None, str | None]:
-        """Why a picture may not be read from a file of this name: kind of problem and words, None if it may."""
-        if not path:
-            return "missing picture", "has neither pixels nor a file name"
-        resolved = Path(path).resolve()
-        if not any(resolved.is_relative_to(folder) for folder in self.folders):
-            words = f"{path} lies outside of the data set's folder; if that is right, name its folder: columns.folder"
-            return "picture outside of the folder", words
-        return (None, None) if resolved.is_file() else ("missing picture", f"{path}: no such picture")
 
     def _read_objects(self, row: Mapping[str, Any], name: str, image_size: list[int]) -> list[dict[str, Any]]:
         columns = self.columns
@@ -497,7 +491,18 @@ def _annotations(rows: list[dict[str, Any]], reader: _RowReader) -> tuple[dict, 
     return instances, keypoints, captions
 
 
-def _folders(data: str | Path, columns: Columns) -> list[Path]:
+def refuse_path(path: str | None, folders: Iterable[Path]) -> tuple[str | None, str | None]:
+    """Why a picture may not be read from a file of this name: kind of problem and words, None if it may."""
+    if not path:
+        return "missing picture", "has neither pixels nor a file name"
+    resolved = Path(path).resolve()
+    if not any(resolved.is_relative_to(folder) for folder in folders):
+        words = f"{path} lies outside of the data set's folder; if that is right, name its folder: columns.folder"
+        return "picture outside of the folder", words
+    return (None, None) if resolved.is_file() else ("missing picture", f"{path}: no such picture")
+
+
+def picture_folders(data: str | Path, columns: Columns) -> list[Path]:
     """Folders that pictures may lie in."""
     path = Path(data).resolve()
     own = [path if path.is_dir() else path.parent] if path.exists() else [Path(datasets.config.HF_CACHE_HOME).resolve()]
