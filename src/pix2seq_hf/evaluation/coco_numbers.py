@@ -43,11 +43,11 @@ def coco_numbers(
     Raises:
         ValueError: As [`check_ground_truth`] and [`check_results`] raise it, or if the engine is not installed.
     Source: `_CocoNonPanopticMetric._evaluate` of the reference implementation."""
-    truth, results = _checked(ground_truth, results, iou_type, image_ids, sigmas)
+    truth, results = checked_copies(ground_truth, results, iou_type, image_ids, sigmas)
     if not results:
         has_objects = any(not item["iscrowd"] for item in truth["annotations"])
         return dict.fromkeys(names, 0.0 if has_objects else -1.0)
-    evaluation = _evaluate(truth, results, iou_type, sigmas, engine)
+    evaluation = run_engine(truth, results, iou_type, sigmas, engine)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.summarize()
     return {name: float(value) for name, value in zip(names, evaluation.stats[: len(names)], strict=True)}
@@ -80,8 +80,8 @@ def per_class(
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}: known are {', '.join(KINDS)}")
     iou_type = KINDS[kind]
-    truth, results = _checked(ground_truth, results, iou_type, image_ids, sigmas)
-    evaluation = _evaluate(truth, results, iou_type, sigmas, engine)
+    truth, results = checked_copies(ground_truth, results, iou_type, image_ids, sigmas)
+    evaluation = run_engine(truth, results, iou_type, sigmas, engine)
     # precision: (thresholds, recalls, classes, sizes, numbers of results); recall the same without recalls.
     precision, recall = evaluation.eval["precision"][..., -1], evaluation.eval["recall"][..., -1]
     thresholds, sizes = np.asarray(evaluation.params.iouThrs), evaluation.params.areaRngLbl
@@ -126,7 +126,7 @@ def load_engine(engine: str) -> tuple[type, type]:
     return COCO, COCOeval_faster
 
 
-def _checked(
+def checked_copies(
     ground_truth: Mapping, results: Sequence[Mapping], iou_type: str, image_ids: Any, sigmas: Any
 ) -> tuple[dict, list[dict]]:
     """Ground truth and results of the pictures that count, copied: the engines write into them."""
@@ -156,7 +156,7 @@ def _checked(
     return truth, results
 
 
-def _evaluate(truth: dict, results: list[dict], iou_type: str, sigmas: Any, engine: str) -> Any:
+def run_engine(truth: dict, results: list[dict], iou_type: str, sigmas: Any, engine: str) -> Any:
     """The `COCOeval` of an engine, accumulated."""
     coco_class, evaluation_class = load_engine(engine)
     with contextlib.redirect_stdout(io.StringIO()):

@@ -1,11 +1,9 @@
 """Which result was matched with which annotated object: pycocotools' evaluation itself, for more than its summary."""
 
-import contextlib
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
+from pix2seq_hf.evaluation.coco_numbers import ENGINES, checked_copies, run_engine
 
 EVERY_SIZE = 0  # place of the range of areas that holds all objects, in pycocotools' lists
 
@@ -27,37 +25,9 @@ def match_results(
         `pycocotools.cocoeval.COCOeval`: Evaluated and accumulated. The ids of its annotations and results are their
         places in `truth["annotations"]` and in `results`, counted from 1.
     Raises:
-        ValueError: If a result belongs to a picture outside the ground truth."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    listed = {image["id"] for image in truth["images"]}
-    for result in results:
-        if result["image_id"] not in listed:
-            raise ValueError(f"result for picture {result['image_id']}, which the ground truth does not list")
-    images = [dict(image) for image in truth["images"]]
-    annotated, found = COCO(), COCO()
-    with contextlib.redirect_stdout(io.StringIO()):
-        annotated.dataset = {
-            "images": images,
-            "annotations": [
-                {"iscrowd": 0, "area": item["bbox"][2] * item["bbox"][3], **item, "id": index}
-                for index, item in enumerate(truth["annotations"], start=1)
-            ],
-            "categories": [dict(category) for category in truth["categories"]],
-        }
-        annotated.createIndex()
-        if results:
-            found = annotated.loadRes([dict(item) for item in results])  # pycocotools writes into them
-        else:
-            found.dataset = {**annotated.dataset, "annotations": []}
-            found.createIndex()
-        evaluation = COCOeval(annotated, found, iouType=iou_type)
-        if sigmas is not None:
-            evaluation.params.kpt_oks_sigmas = np.asarray(sigmas, np.float64)
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return evaluation
+        ValueError: As [`~evaluation.coco_numbers.coco_numbers`] raises it."""
+    truth, results = checked_copies(truth, results, iou_type, None, sigmas)
+    return run_engine(truth, results, iou_type, sigmas, ENGINES[0])
 
 
 def matched_pictures(evaluation: Any) -> list[Mapping[str, Any]]:
