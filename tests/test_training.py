@@ -1,10 +1,6 @@
 """Recipes and the training loop on drawn pictures: it learns, repeats itself, resumes, and refuses nonsense."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -298,17 +294,3 @@ def test_command(scenes, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "run/final").iterdir()} >= {
         "config.json", "generation_config.json", "model.safetensors", "processor_config.json",
     }  # fmt: skip
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_weights_of_one(scenes, tmp_path):
-    no_dropout = {"config": {**TINY["model"]["config"], "drop_path_rate": 0.0, "drop_units_rate": 0.0}}
-    recipe = tiny(model=no_dropout, training={"log_steps": 1})
-    train(recipe, scenes, tmp_path / "one", show_progress=False)
-    save_recipe(recipe, tmp_path / "mine.yaml")
-    script = Path(__file__).resolve().parents[1] / "scripts/train.py"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
-    options = ["--recipe", tmp_path / "mine.yaml", "--data", scenes, "--output", tmp_path / "two"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    subprocess.run([*launch, script, *options], check=True, env=environment, timeout=300)
-    assert read_scalars(tmp_path / "two", "loss") == pytest.approx(read_scalars(tmp_path / "one", "loss"), rel=1e-4)

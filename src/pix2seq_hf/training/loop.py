@@ -213,12 +213,14 @@ def train(
             raise
         finally:
             info.note_end(done, end)
-            accelerator.end_training()
+            for tracker in accelerator.trackers:
+                tracker.finish()
     final = whole_model(accelerator, model) if average is None else average.module
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         save_beside(final, processor, output / "final", {"step": done, "end": end})
     accelerator.wait_for_everyone()
+    accelerator.end_training()
     return output / "final"
 
 
