@@ -143,6 +143,33 @@ class TestAllKinds:
             EVALUATE[kind][0](truth, [])
 
 
+@pytest.mark.parametrize("kind", EVALUATE)
+def test_both_engines_agree_on_crowds_ties_and_many_results(kind):
+    """More than 100 results in a picture, equal scores, crowd regions, objects that count for nothing."""
+    pytest.importorskip("faster_coco_eval")
+    rng, annotations, results = np.random.default_rng(0), [], []
+    for image_id in range(6):
+        for _ in range(12):
+            x, y, side = (int(number) for number in rng.integers([0, 0, 4], [100, 100, 100]))
+            item = an_object(len(annotations), image_id, int(rng.integers(1, 4)), x, y, side)
+            item |= {"iscrowd": int(rng.random() < 0.15), "num_keypoints": int(rng.random() < 0.8)}
+            annotations.append(item)
+            for _ in range(12):
+                near = an_object(
+                    0, image_id, item["category_id"], *(int(v) for v in (x, y, side) + rng.integers(0, 4, 3))
+                )
+                results.append(found(near, score=float(rng.integers(1, 20) / 20)))
+    truth = {
+        "images": [{"id": index, "height": 200, "width": 200} for index in range(6)],
+        "annotations": annotations,
+        "categories": [{"id": label, "name": f"class {label}"} for label in (1, 2, 3)],
+    }
+    one, other = (EVALUATE[kind][0](truth, results, engine=engine) for engine in ENGINES)
+    assert other == pytest.approx(one, abs=1e-9) and 0.05 < one["AP"] < 0.95
+    one, other = (per_class(truth, results, kind, engine=engine) for engine in ENGINES)
+    assert list(one) == list(other) and all(other[name] == pytest.approx(one[name], abs=1e-9) for name in one)
+
+
 def test_what_would_end_the_process(truth):
     truth["annotations"][0]["segmentation"][0][3] = math.nan
     with pytest.raises(ValueError, match="object 0 of picture 7: a polygon must be at least 3 pairs of finite numbers"):
