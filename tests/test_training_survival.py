@@ -165,6 +165,7 @@ def test_a_damaged_checkpoint_is_passed_over(scenes, tmp_path, caplog):
     shutil.rmtree(run / "final")
     train(tiny(), scenes, run, show_progress=False)
     assert_same_weights(final, weights_of(run))
+    assert [entry.step for entry in log_of(run).Scalars("loss")] == [2, 4, 6]  # what was done again is not told twice
 
 
 def small_accelerator(value=0.0, size=1000):

@@ -356,10 +356,19 @@ def build_accelerator(recipe: Recipe, output: Path) -> Accelerator:
     )
 
 
-def start_trackers(recipe: Recipe, accelerator: Accelerator) -> None:
-    """Open the logs of a run; those that compare runs get the settings, too."""
+def start_trackers(recipe: Recipe, accelerator: Accelerator, start: int) -> None:
+    r"""Open the logs of a run.
+
+    Args:
+        recipe ([`Recipe`]): All settings; trackers that compare runs get them.
+        accelerator (`Accelerator`): Has the trackers.
+        start (`int`): Steps that were done; what a run that was killed logged after them is taken back."""
     is_compared = recipe.training.log_with != ["tensorboard"]
-    accelerator.init_trackers(TRACKER_PROJECT, config=dataclasses.asdict(recipe) if is_compared else None)
+    accelerator.init_trackers(
+        TRACKER_PROJECT,
+        config=dataclasses.asdict(recipe) if is_compared else None,
+        init_kwargs={"tensorboard": {"purge_step": start + 1}} if start else {},
+    )
 
 
 def build_loader(

@@ -114,7 +114,7 @@ def train(
             raise ValueError(f"{data}: is not the data that {output} was trained on so far; choose another --output")
         if evaluation is not None and state["evaluation"] is not None:
             evaluation.state = state["evaluation"]
-    build.start_trackers(recipe, accelerator)
+    build.start_trackers(recipe, accelerator, start)
     if accelerator.is_main_process:
         save_recipe(recipe, output / "recipe.yaml")
         disable_progress_bar()  # a second bar, whenever a model is saved
@@ -161,7 +161,7 @@ def train(
                 steps = train_step(
                     accelerator, model, optimizer, batches, task_weights, recipe.optimization.max_grad_norm
                 )
-                if average is not None:
+                if average is not None and not accelerator.optimizer_step_was_skipped:
                     update_average(accelerator, average, model, done)
                 watch.look(done, steps)
                 meter.add({name: step.loss for name, step in steps.items()})
