@@ -11,7 +11,7 @@ from PIL import Image
 import pix2seq_hf
 from pix2seq_hf.contact_sheet import arrange, draw_items, side_by_side
 from pix2seq_hf.evaluation import charts, page
-from pix2seq_hf.evaluation.captions import normalize_caption
+from pix2seq_hf.evaluation.caption_scores import split_words
 from pix2seq_hf.evaluation.curves import (
     RECALLS,
     Threshold,
@@ -238,12 +238,7 @@ def rate_captions(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
 
 def shared_words(caption: str, reference: str) -> float:
     """F1 of the words of two sentences, without regard to their order, to capitals and to points and commas."""
-    written, wanted = (
-        Counter(word.strip(".,;:!?\"'").lower() for word in normalize_caption(text).split())
-        for text in (caption, reference)
-    )
-    for words in (written, wanted):
-        del words[""]
+    written, wanted = Counter(split_words(caption)), Counter(split_words(reference))
     total = written.total() + wanted.total()
     return 2 * (written & wanted).total() / total if total else 1.0
 
