@@ -12,6 +12,7 @@ from pix2seq_hf.evaluation.boxes import BOX_METRICS, evaluate_boxes
 from pix2seq_hf.evaluation.coco_numbers import ENGINES, load_engine, per_class
 from pix2seq_hf.evaluation.keypoints import KEYPOINT_METRICS, evaluate_keypoints
 from pix2seq_hf.evaluation.masks import MASK_METRICS, evaluate_masks
+from pix2seq_hf.evaluation.tables import format_class_table
 from pix2seq_hf.masks_pix2seq import mask_to_rle
 
 EVALUATE = {
@@ -203,6 +204,18 @@ def test_classes_that_share_a_name_or_have_none(truth):
     for category, name in zip(truth["categories"], ("car", "car", None), strict=True):
         category["name"] = name
     assert list(per_class(truth, [], "boxes")) == ["3", "5", "9"]
+
+
+def test_layout_of_the_table(truth):
+    truth["categories"][1]["name"] = "dog" * 20
+    lines = format_class_table(per_class(truth, [found(truth["annotations"][1])], "boxes")).splitlines()
+    columns = ["AP", "AP", "50", "AP", "75", "small", "medium", "large", "AR"]
+    assert lines[0].split() == ["class", "objects", "results", *columns]
+    assert lines[1].split() == ["car", "2", "1", "50.5", "50.5", "50.5", "0.0", "-", "100.0", "50.0"]
+    assert lines[2].split() == [f"{'dog' * 9}do...", "1", "0", "0.0", "0.0", "0.0", "-", "0.0", "-", "0.0"]
+    assert len(lines) == 3 and len({len(line) for line in lines}) == 1  # there is no cat
+    assert "small" not in format_class_table(per_class(truth, [], "keypoints"))
+    assert format_class_table({}).split()[0] == "class"
 
 
 def test_unknown_kind_and_engine(truth, monkeypatch):
