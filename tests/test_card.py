@@ -119,7 +119,14 @@ def test_the_text_tells_results_training_and_classes_but_no_paths(model, tmp_pat
     ):
         assert line in text.splitlines(), line
     assert text.index("| 9 | cat") < text.index("| 10 | no")  # by number, not as texts
-    assert "small" not in text and "malformed" not in text
+    assert "small" not in text and "malformed" not in text and "were used in training" not in text
+
+
+def test_results_on_the_pictures_of_the_training_are_called_that(model, tmp_path):
+    recipe = {"data": {"split": "val2017"}}
+    write(model.parent / "run.json", {"data": {"path": "/elsewhere/coco_mini"}, "recipe": recipe})
+    assert cli.main(["card", "--model", str(model), "--json", write(tmp_path / "n.json", EVALUATION)]) == 0
+    assert "These pictures were used in training" in (model / "README.md").read_text()
 
 
 def test_the_code_in_the_card_is_python(model):

@@ -11,7 +11,7 @@ from PIL import Image
 from pix2seq_hf.evaluation import charts, page
 from pix2seq_hf.evaluation.boxes import evaluate_boxes
 from pix2seq_hf.evaluation.curves import calibrate
-from pix2seq_hf.evaluation.report import Rated, choose_pictures, list_names, shared_words, write_report
+from pix2seq_hf.evaluation.report import Rated, choose_pictures, list_names, shared_words, show_score, write_report
 
 CAT, DOG = 3, 8
 NAMES = {CAT: "cat", DOG: "dog <&>"}
@@ -183,6 +183,11 @@ def test_choice_of_pictures():
     assert choose_pictures([]) == ([], [])
     best, worst = choose_pictures([Rated(number, number / 100, 1, "") for number in range(100)])
     assert [item.image_id for item in worst] == [0, 1, 2, 3, 4, 5] and best[0].image_id == 99
+
+
+@pytest.mark.parametrize(("score", "text"), [(0.372, "0.37"), (1, "1.00"), (0.99964, "0.9996"), (0.9949, "0.99")])
+def test_scores_are_told_from_one(score, text):
+    assert show_score(score) == text
 
 
 def test_names_in_captions():

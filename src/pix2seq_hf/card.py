@@ -92,7 +92,7 @@ def build_card(
         f"# {name.rpartition('/')[2]}",
         describe_model(config, tasks),
         f"## How to use it\n\n{describe_use(name, tasks)}",
-        f"## Results\n\n{describe_results(evaluations)}",
+        f"## Results\n\n{describe_results(evaluations, training)}",
         f"## Training\n\n{describe_training(training, config)}",
         f"## Classes\n\n{describe_classes(config)}",
         f"## Limits\n\n{describe_limits(tasks, evaluations)}",
@@ -197,7 +197,16 @@ def describe_use(name: str, tasks: Sequence[str]) -> str:
     return "\n\n".join(parts)
 
 
-def describe_results(evaluations: Sequence[Mapping[str, Any]]) -> str:
+def was_trained_on(evaluation: Mapping[str, Any], training: Mapping[str, Any]) -> bool:
+    """Whether the run names the very data set and split that the model was evaluated on."""
+    run = training.get("run", {})
+    path, split = (run.get("data") or {}).get("path"), ((run.get("recipe") or {}).get("data") or {}).get("split")
+    if not path or not evaluation.get("data"):
+        return False
+    return (name_of(Path(path)), split) == (name_of(Path(str(evaluation["data"]))), evaluation.get("split"))
+
+
+def describe_results(evaluations: Sequence[Mapping[str, Any]], training: Mapping[str, Any]) -> str:
     """A table per evaluation and task; shares are in per cent."""
     parts = []
     for evaluation in evaluations:
@@ -210,6 +219,8 @@ def describe_results(evaluations: Sequence[Mapping[str, Any]]) -> str:
                 for metric, value in values.items()
             ]
             parts.append("\n".join([f"**{title}**", "", "| metric | value |", "| --- | ---: |", *rows]))
+        if was_trained_on(evaluation, training):
+            parts.append("**These pictures were used in training: the numbers say nothing about other pictures.**")
     if not parts:
         return "This model was not evaluated, or its results were not handed to `pix2seq card --json`."
     versions = {}

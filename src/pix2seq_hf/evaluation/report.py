@@ -258,6 +258,12 @@ def list_names(labels: Sequence[int], names: Mapping[int, str]) -> str:
     return ", ".join([*texts, "\N{HORIZONTAL ELLIPSIS}"] if len(counts) > 4 else texts)
 
 
+def show_score(score: float) -> str:
+    """A score with two digits, or with as many more as tell it from 1: models that are sure differ in the last ones."""
+    digits = next((digits for digits in range(2, 7) if score == 1 or round(score, digits) < 1), 7)
+    return f"{score:.{digits}f}"
+
+
 class _Sides:
     """What is annotated in a picture and what was found, drawn."""
 
@@ -348,13 +354,13 @@ def _errors_section(
 ) -> str:
     counts, gained = count_kinds(kept), gains(judgements, annotations, objects)
     bars = [(KINDS[kind][0], counts[kind], page.count(counts[kind]).text, KINDS[kind][2]) for kind in ERRORS]
-    drawn["errors"] = charts.bar_chart("Errors by kind", f"errors, scores from {threshold.score:.2f}", bars)
+    drawn["errors"] = charts.bar_chart("Errors by kind", f"errors, scores from {show_score(threshold.score)}", bars)
     bars = [(KINDS[kind][0], gained[kind], f"{100 * gained[kind]:+.1f}", KINDS[kind][2]) for kind in ERRORS]
     drawn["gains"] = charts.bar_chart("What mending a kind would gain", "gain of AP at 0.50, in points", bars)
     rows = [(KINDS[kind][0], page.count(counts[kind]), page.percent(gained[kind]), KINDS[kind][1]) for kind in ERRORS]
     parts = [
         page.paragraph(
-            f"Counted are results of a score of at least {threshold.score:.2f}, the threshold at which precision "
+            f"Counted are results of a score of at least {show_score(threshold.score)}, the threshold at which precision "
             f"({100 * threshold.precision:.0f} %) and recall ({100 * threshold.recall:.0f} %) are best balanced, "
             f"F1 {threshold.f1:.2f}: {counts['correct']} of them are correct. Gains are over all scores."
         ),
