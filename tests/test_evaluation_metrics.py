@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pix2seq_hf.evaluation.boxes import BOX_METRICS, evaluate_boxes
-from pix2seq_hf.evaluation.coco_numbers import ENGINES, load_engine, per_class
+from pix2seq_hf.evaluation.coco_numbers import ENGINES, MEAN_SIGMA, load_engine, per_class
 from pix2seq_hf.evaluation.keypoints import KEYPOINT_METRICS, evaluate_keypoints
 from pix2seq_hf.evaluation.masks import MASK_METRICS, evaluate_masks
 from pix2seq_hf.evaluation.tables import format_class_table
@@ -181,6 +181,11 @@ def test_masks_need_sizes_and_run_lengths(truth):
     polygon = truth["annotations"][0]["segmentation"]
     with pytest.raises(ValueError, match="detection of picture 7: a mask must be run lengths"):
         evaluate_masks(truth, [found(truth["annotations"][0], segmentation=polygon)])
+    crowd = {"size": [10, 10], "counts": [0, 100]}
+    truth["annotations"][0]["segmentation"] = crowd
+    with pytest.raises(ValueError, match=r"object 0 of picture 7 has run lengths of \[10, 10\] pixels"):
+        evaluate_masks(truth, [])
+    truth["annotations"][0]["segmentation"] = polygon
     del truth["images"][1]["height"]
     with pytest.raises(ValueError, match="picture 8 of the ground truth has no height and width"):
         evaluate_masks(truth, [])
@@ -198,6 +203,28 @@ def test_objects_without_keypoints_do_not_count(truth):
     del truth["annotations"][0]["num_keypoints"]
     table = per_class(truth, [found(truth["annotations"][1])], "keypoints")
     assert table["car"]["AP"] == pytest.approx(1) and table["car"]["num_objects"] == 1
+
+
+def test_another_skeleton(truth, engine):
+    """Four keypoints, a quarter of a standard deviation, as COCO's mean has it, beside their places."""
+    from pycocotools.cocoeval import Params
+
+    assert pytest.approx(np.mean(Params("keypoints").kpt_oks_sigmas), abs=1e-4) == MEAN_SIGMA
+    for item in truth["annotations"]:
+        item["keypoints"], item["num_keypoints"] = item["keypoints"][:12], 4
+    results = [found(item) for item in truth["annotations"]]
+    assert evaluate_keypoints(truth, results, engine=engine)["AP"] == pytest.approx(1)
+    results[1]["keypoints"] = [v + 10 * (i % 3 == 0) for i, v in enumerate(results[1]["keypoints"])]
+    expected = math.exp(-(10**2) / (2 * (2 * MEAN_SIGMA) ** 2 * 100**2))  # 0.76: right at 0.5 to 0.75
+    assert 0.75 < expected < 0.8
+    results = results[1:2]
+    truth["annotations"] = truth["annotations"][1:2]
+    assert evaluate_keypoints(truth, results, engine=engine)["AP"] == pytest.approx(0.6)
+    assert per_class(truth, results, "keypoints", engine=engine)["car"]["AP"] == pytest.approx(0.6)
+    given = evaluate_keypoints(truth, results, sigmas=[MEAN_SIGMA] * 4, engine=engine)
+    assert given == evaluate_keypoints(truth, results, engine=engine)
+    with pytest.raises(ValueError, match="detection of picture 7 has 51 numbers for its keypoints, not 3 times 4"):
+        evaluate_keypoints(truth, [found(an_object(0, 7, 3, 0, 0, 10))])
 
 
 def test_classes_that_share_a_name_or_have_none(truth):

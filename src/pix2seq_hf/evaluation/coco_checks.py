@@ -41,6 +41,12 @@ def check_ground_truth(ground_truth: Mapping[str, Any], iou_type: str, num_keypo
         for image in ground_truth["images"]:
             if not (image.get("height") and image.get("width")):
                 raise ValueError(f"picture {image['id']} of the ground truth has no height and width; masks need them")
+        sizes = {image["id"]: [image.get("height"), image.get("width")] for image in ground_truth["images"]}
+        for item in ground_truth["annotations"]:
+            expected = sizes.get(item["image_id"])
+            if isinstance(item[field], Mapping) and expected and list(item[field]["size"]) != expected:
+                where = f"object {item.get('id', '')} of picture {item['image_id']}"
+                raise ValueError(f"{where} has run lengths of {item[field]['size']} pixels, the picture {expected}")
 
 
 def check_results(

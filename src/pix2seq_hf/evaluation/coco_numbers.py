@@ -14,6 +14,7 @@ from pix2seq_hf.evaluation.coco_checks import FIELDS, check_ground_truth, check_
 ENGINES = ("pycocotools", "faster-coco-eval")
 KINDS = {"boxes": "bbox", "masks": "segm", "keypoints": "keypoints"}
 NUM_KEYPOINTS = 17  # of COCO's persons, whose sigmas pycocotools knows
+MEAN_SIGMA = 0.0669  # of those 17; what is assumed of every keypoint of another skeleton
 
 
 def coco_numbers(
@@ -35,7 +36,8 @@ def coco_numbers(
         image_ids (`Iterable[int]`, *optional*): Pictures that count; all pictures of the ground truth by default. A
             picture that counts and has no result lowers the recall.
         sigmas (`Sequence[float]`, *optional*): How exact each keypoint is annotated, a share of the object's size; by
-            default those of COCO's persons.
+            default those of COCO's persons for 17 keypoints, and their mean for any other number, which gives numbers
+            that are comparable among themselves only.
         engine (`str`): Of `ENGINES`.
     Returns:
         `dict[str, float]`: -1 means that the ground truth has no object of that kind. All are 0 if there is no result
@@ -130,6 +132,7 @@ def checked_copies(
     ground_truth: Mapping, results: Sequence[Mapping], iou_type: str, image_ids: Any, sigmas: Any
 ) -> tuple[dict, list[dict]]:
     """Ground truth and results of the pictures that count, copied: the engines write into them."""
+    sigmas = _sigmas(ground_truth, iou_type, sigmas)
     num_keypoints = NUM_KEYPOINTS if sigmas is None else len(sigmas)
     check_ground_truth(ground_truth, iou_type, num_keypoints)
     check_results(ground_truth, results, iou_type, num_keypoints)
@@ -167,11 +170,21 @@ def run_engine(truth: dict, results: list[dict], iou_type: str, sigmas: Any, eng
         evaluation = evaluation_class(coco, found, iouType=iou_type)
         # Every category gets a row: faster-coco-eval leaves out those that nobody annotated keypoints of.
         evaluation.params.catIds = sorted({item["id"] for item in truth["categories"]})
+        sigmas = _sigmas(truth, iou_type, sigmas)
         if sigmas is not None:
             evaluation.params.kpt_oks_sigmas = np.asarray(sigmas, np.float64)
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation
+
+
+def _sigmas(ground_truth: Mapping, iou_type: str, sigmas: Sequence[float] | None) -> Sequence[float] | None:
+    """What was given, or what another skeleton than COCO's is measured with; `None` for COCO's."""
+    if sigmas is not None or iou_type != "keypoints":
+        return sigmas
+    lengths = {len(item.get("keypoints") or ()) for item in ground_truth.get("annotations") or ()}
+    length = lengths.pop() if len(lengths) == 1 else 0
+    return [MEAN_SIGMA] * (length // 3) if length and length % 3 == 0 and length != 3 * NUM_KEYPOINTS else None
 
 
 def _is_ignored(item: Mapping, iou_type: str) -> bool:

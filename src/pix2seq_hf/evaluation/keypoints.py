@@ -58,7 +58,7 @@ def evaluate_keypoints(
         ground_truth (`Mapping`): Content of a COCO keypoints file.
         results (`Sequence[Mapping]`): As [`keypoint_results`] lists them.
         image_ids (`Iterable[int]`, *optional*): Pictures that count, see [`coco_numbers`].
-        sigmas (`Sequence[float]`, *optional*): See [`coco_numbers`]; needed for another skeleton than COCO's.
+        sigmas (`Sequence[float]`, *optional*): See [`coco_numbers`]; of another skeleton than COCO's.
         engine (`str`): Of `coco_numbers.ENGINES`.
     Returns:
         `dict[str, float]`: The names of `KEYPOINT_METRICS`.
