@@ -360,9 +360,9 @@ def _errors_section(
     rows = [(KINDS[kind][0], page.count(counts[kind]), page.percent(gained[kind]), KINDS[kind][1]) for kind in ERRORS]
     parts = [
         page.paragraph(
-            f"Counted are results of a score of at least {show_score(threshold.score)}, the threshold at which precision "
-            f"({100 * threshold.precision:.0f} %) and recall ({100 * threshold.recall:.0f} %) are best balanced, "
-            f"F1 {threshold.f1:.2f}: {counts['correct']} of them are correct. Gains are over all scores."
+            f"Counted are results of a score of at least {show_score(threshold.score)}, the threshold at which "
+            f"precision ({100 * threshold.precision:.0f} %) and recall ({100 * threshold.recall:.0f} %) are best "
+            f"balanced, F1 {threshold.f1:.2f}: {counts['correct']} of them are correct. Gains are over all scores."
         ),
         page.grid(
             "charts",
