@@ -169,7 +169,7 @@ def test_keypoints_are_ranked_by_similarity(tmp_path):
     ]
     path = write_report(tmp_path, "keypoint_detection", truth, found, {"AP": 0.3}, {1: "person"}, load)
     captions = [text for text in read(path).texts if " on average of " in text]
-    assert captions[0].startswith("similarity 0.00") and captions[1].startswith("similarity 1.00")
+    assert captions[0].startswith("Similarity 0.00") and captions[1].startswith("Similarity 1.00")
     assert (tmp_path / "keypoint_detection_precision_recall.png").exists()
 
 

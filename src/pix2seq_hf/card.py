@@ -215,7 +215,7 @@ def describe_results(evaluations: Sequence[Mapping[str, Any]], training: Mapping
             title = f"{TASKS[task][0]}{describe_condition(task, evaluation)} on {describe_data(evaluation)}"
             rows = [
                 f"| {metric.replace('_', ' ')} | "
-                f"{f'{100 * value:.1f} %' if metric.startswith(('AP', 'AR')) else f'{value:.4g}'} |"
+                f"{f'{100 * value:.1f} %' if metric.startswith(('AP', 'AR', 'VOC_AP')) else f'{value:.4g}'} |"
                 for metric, value in values.items()
             ]
             parts.append("\n".join([f"**{title}**", "", "| metric | value |", "| --- | ---: |", *rows]))

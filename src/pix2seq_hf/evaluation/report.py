@@ -67,10 +67,19 @@ METRICS = {
     "AR_small": "recall of small objects",
     "AR_medium": "recall of medium objects",
     "AR_large": "recall of large objects",
-    "num_malformed_slots": "slots of the sequences that are no object",
+    "VOC_AP50": "average precision at an overlap of 0.50, by VOC's rules since 2010",
+    "VOC_AP50_11_points": "by VOC's rules of 2007",
+    "BLEU_1": "words that are in an annotated caption",
+    "BLEU_4": "runs of up to four words that are in an annotated caption",
+    "CIDEr": "likeness to the annotated captions, rare words count more",
+    "num_malformed": "parts of the written sequences that are no answer",
     "reproduced": "captions that are word for word an annotated one",
     "num_captions": "captions",
 }
+FIRST_METRICS = (
+    "AP", "AP_50", "AP_75", "BLEU_4", "METEOR", "ROUGE_L", "CIDEr", "BLEU_4_simple", "CIDEr_simple"
+)  # fmt: skip
+IN_PERCENT = ("AP", "AR", "VOC_AP")  # how names of numbers begin that are shown in per cent
 
 NUM_PICTURES = 6  # most of the best, and of the worst
 MIN_CALIBRATED = 0.05  # results of lower scores, of which there are many, would hide all others
@@ -138,7 +147,7 @@ def write_report(
     title = TITLES[task]
     sides = _Sides(task, truth, results, names, load_picture, 0.0 if threshold is None else threshold.score)
     for name, chosen, none in (
-        ("worst", worst, "No picture has a mistake."),
+        ("worst", worst, "No picture has a mistake." if rated else "There is no picture to compare."),
         ("best", best, "There is no other picture with anything right."),
     ):
         shown = [(item, pair) for item in chosen if (pair := sides.draw(item.image_id)) is not None]
@@ -160,7 +169,7 @@ def write_report(
         charts.to_image(chart).save(folder / f"{task}_{name}.png")
 
     head = [
-        *((name, str(value)) for name, value in (facts or {}).items()),
+        *((name, str(value)) for name, value in (facts or {}).items() if value is not None),
         ("pictures", page.count(len(truth["images"])).text),
         ("captions" if task == "captioning" else "objects", page.count(len(truth["annotations"])).text),
         ("results", page.count(len(results)).text),
@@ -214,7 +223,7 @@ def rate_keypoints(evaluation: Any) -> list[Rated]:
             image_id,
             math.fsum(values) / len(values),
             len(values),
-            f"similarity {math.fsum(values) / len(values):.2f} on average of {len(values)} annotated.",
+            f"Similarity {math.fsum(values) / len(values):.2f} on average of {len(values)} annotated.",
         )
         for image_id, values in best.items()
     ]
@@ -391,7 +400,9 @@ def _scores_section(scores: Any, is_correct: Any, drawn: dict[str, charts.Chart]
     calibration = calibrate(scores, is_correct)
     drawn["calibration"] = charts.calibration_chart("Calibration of scores", calibration)
     drawn["scores"] = charts.histogram_chart("Scores of results", *score_histogram(scores, is_correct))
-    below = f"{int((~is_counted).sum())} results of scores below {MIN_CALIBRATED} are left out."
+    below = (
+        f"Results of scores below {MIN_CALIBRATED} are left out, {page.count(int((~is_counted).sum())).text} of them."
+    )
     captions = [
         f"How many of the results with a score are correct. On the diagonal a score of 0.7 is right seven times out of "
         f"ten; the mean distance from it, the expected calibration error, is {calibration.expected_error:.3f}. {below}",
@@ -447,7 +458,7 @@ def _classes_section(
 
 def _first_numbers(numbers: Mapping[str, Any], threshold: Threshold | None) -> list[tuple[str, str]]:
     """The numbers that stand large at the top."""
-    chosen = [name for name in ("AP", "AP_50", "AP_75") if name in numbers] or list(_plain(numbers))[:5]
+    chosen = [name for name in FIRST_METRICS if name in numbers] or list(_plain(numbers))[:5]
     values = [(name.replace("_", " "), _show(name, numbers[name]).text) for name in chosen]
     if threshold is not None:
         values += [
@@ -478,7 +489,7 @@ def _plain(numbers: Mapping[str, Any]) -> dict[str, float]:
 def _show(name: str, value: float) -> page.Number:
     if isinstance(value, int):
         return page.count(value)
-    return page.percent(value) if name.startswith(("AP", "AR")) else page.Number(value, f"{value:.3f}")
+    return page.percent(value) if name.startswith(IN_PERCENT) else page.Number(value, f"{value:.3f}")
 
 
 def _name(names: Mapping[int, str], label: int) -> str:
