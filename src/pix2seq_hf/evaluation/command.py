@@ -122,6 +122,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     output.add_argument("--json", metavar="FILE", help="the numbers")
     output.add_argument("--report", metavar="DIR", help="a page with curves, kinds of errors and pictures per task")
+    output.add_argument("--per-class", action="store_true", help="a table of classes for every task about objects")
+    output.add_argument(
+        "--engine",
+        choices=("pycocotools", "faster-coco-eval"),
+        default="pycocotools",
+        help="what computes COCO's numbers; both give the same (default: pycocotools)",
+    )
     output.add_argument("--quiet", action="store_true", help="no progress bar; the numbers are still printed")
 
 
@@ -200,11 +207,14 @@ def run_model(args: argparse.Namespace) -> int:
         show_progress=is_main and not args.quiet,
         share=share,
         folder=folder,
+        engine=args.engine,
+        caption_tokenizer=None if is_main else "simple",
     )
     if not is_main:
         return int(bool(measured.failures))
     if args.output is not None:
         answers.write_results(args.output, measured.results)
+    add_voc(args, split, measured.numbers, measured.results)
     print_numbers(measured.numbers, measured.results, args.boxes or "detected")
     pace = measured.num_asked / measured.seconds if measured.num_asked else None
     print(describe_pace(len(split.dataset), measured.num_asked, pace))
@@ -321,18 +331,17 @@ def run_results(args: argparse.Namespace) -> int:
     for file in files if path.is_dir() else [path]:
         task, results = read_results(file)
         task = task or (file.stem if file.stem in ALL_TASKS else (wanted or ["object_detection"])[0])
-        if wanted is None or task in wanted:
-            found[task] = results
+        found[task] = results
     for task in wanted or ():
         if task not in found:
-            raise ValueError(
-                f"--tasks: {args.results} has no results of {task}, only of {', '.join(found) or 'others'}"
-            )
+            raise ValueError(f"--tasks: {args.results} has no results of {task}, only of {', '.join(found)}")
+    found = {task: items for task, items in found.items() if wanted is None or task in wanted}
     split = open_data(args, list(found), _count_keypoints(found))
     if args.max_images is not None or args.image_ids is not None:
         known = set(split.dataset["image_id"])
         found = {task: [item for item in items if item["image_id"] in known] for task, items in found.items()}
-    numbers = score(split, found)
+    numbers = score(split, found, args.engine, caption_tokenizer=None)
+    add_voc(args, split, numbers, found)
     print_numbers(numbers, found)
     write_outputs(args, split, numbers, found, {"seconds": None, "pictures_per_second": None})
     return 0
@@ -367,7 +376,7 @@ def run_oracle(args: argparse.Namespace) -> int:
         for task in tasks:
             truth = split.keypoint_annotations if task == "keypoint_detection" else split.annotations
             found[task] = answer_by_tokens(task, truth, processor)
-        table[bins] = score(split, found)
+        table[bins] = score(split, found, args.engine)
     columns = ("AP", "AP_50", "AP_75", "AP_small", "AP_medium", "AP_large")
     print(f"{len(split.dataset)} pictures, input of {args.image_size} pixels, outlines of {args.max_points} points")
     print(f"{'':<10}{'bins':>6}" + "".join(f"{name.replace('AP_', ''):>8}" for name in columns))
@@ -445,6 +454,8 @@ def print_numbers(
         malformed = f", {metrics['num_malformed']} malformed" if "num_malformed" in metrics else ""
         if task == "object_detection":
             print(format_box_metrics(metrics))
+            if "VOC_AP50" in metrics:
+                print(f"by VOC's rules: AP 50 {_percent(metrics['VOC_AP50'])}")
             print(f"{len(results[task])} boxes{malformed}")
         elif task == "captioning":
             print(f"{headline(task, metrics)}{malformed}")
@@ -456,7 +467,9 @@ def print_numbers(
 def headline(task: str, metrics: Mapping[str, float]) -> str:
     """The most important numbers of a task."""
     if task == "captioning":
-        return "captioning: {reproduced} of {num_captions} captions word for word".format(**metrics)
+        scores = (name for name in ("BLEU_4", "CIDEr", "BLEU_4_simple", "CIDEr_simple") if name in metrics)
+        shown = "".join(f"  {name} {_percent(metrics[name])}" for name in scores)
+        return "captioning: {reproduced} of {num_captions} captions word for word".format(**metrics) + shown
     shown = "  ".join(f"{name} {_percent(metrics[name])}" for name in ("AP", "AP_50", "AP_75"))
     return f"{NAMES[task]} {shown}"
 
@@ -493,25 +506,54 @@ def write_outputs(
     results: Mapping[str, Sequence[Mapping[str, Any]]],
     facts: Mapping[str, Any],
 ) -> None:
-    """Write the file of numbers and the report, where they are asked for."""
+    """Print the tables of classes, write the file of numbers and the report, where they are asked for."""
+    tables = class_tables(args, split, results) if args.per_class else {}
+    facts = {**facts, **({"per_class": tables} if tables else {})}
     if args.json is not None:
         names = (*KEPT_OPTIONS[4:], "max_images", "image_ids", "batch_size", "results")
         options = {name: getattr(args, name) for name in names}
         content = {**describe(args, split), **facts, "options": options, "tasks": dict(numbers)}
         Path(args.json).write_text(json.dumps(content, indent=2) + "\n")
     if args.report is not None:
-        report(args.report, split, numbers, results)
+        facts = {name: getattr(args, name) for name in ("model", "data", "split")}
+        report(args.report, split, numbers, results, facts)
 
 
-def report(folder: str, split: Any, numbers: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+def add_voc(args: argparse.Namespace, split: Any, numbers: dict, results: Mapping[str, Any]) -> None:
+    """On a data set in VOC's layout, give the numbers of boxes by its rules, too."""
+    from pix2seq_hf.data.sources import find_layout
+    from pix2seq_hf.evaluation.voc import evaluate_voc
+
+    if "object_detection" in results and find_layout(args.data) == "voc":
+        found = evaluate_voc(split.annotations, results["object_detection"])
+        numbers["object_detection"] |= {f"VOC_{name}": found[name] for name in ("AP50", "AP50_11_points")}
+
+
+def class_tables(args: argparse.Namespace, split: Any, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Print and return the numbers of every class, by task."""
+    from pix2seq_hf.evaluation.coco_numbers import per_class
+    from pix2seq_hf.evaluation.tables import format_class_table
+
+    tables = {}
+    for task in filter(results.get, ALL_TASKS[:3]):
+        truth = split.keypoint_annotations if task == "keypoint_detection" else split.annotations
+        tables[task] = per_class(truth, results[task], NAMES[task], engine=args.engine)
+        print(f"\n{NAMES[task]}\n{format_class_table(tables[task])}")
+    return tables
+
+
+def report(
+    folder: str,
+    split: Any,
+    numbers: Mapping[str, Any],
+    results: Mapping[str, Any],
+    facts: Mapping[str, Any],
+) -> None:
     """Write the report of every task."""
     from PIL import Image
 
-    try:
-        from pix2seq_hf.evaluation.report import write_report
-    except ImportError:
-        print("pix2seq evaluate: --report: this version writes no reports", file=sys.stderr)
-        return
+    from pix2seq_hf.evaluation.report import write_report
+
     rows = {int(image_id): row for row, image_id in enumerate(split.dataset["image_id"])}
 
     def load_picture(image_id: int) -> Image.Image:
@@ -520,7 +562,7 @@ def report(folder: str, split: Any, numbers: Mapping[str, Any], results: Mapping
     truths = {"keypoint_detection": split.keypoint_annotations, "captioning": split.caption_annotations}
     for task, found in results.items():
         truth = truths.get(task, split.annotations)
-        write_report(Path(folder), task, truth, found, numbers[task], split.id2label, load_picture)
+        write_report(Path(folder), task, truth, found, numbers[task], split.id2label, load_picture, facts)
 
 
 def _percent(value: float) -> str:

@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from pix2seq_hf.evaluation.answers import AnswerFolder
 from pix2seq_hf.evaluation.boxes import evaluate_boxes
-from pix2seq_hf.evaluation.captions import count_reproduced
+from pix2seq_hf.evaluation.captions import evaluate_captions
+from pix2seq_hf.evaluation.coco_numbers import ENGINES
 from pix2seq_hf.evaluation.keypoints import evaluate_keypoints
 from pix2seq_hf.evaluation.masks import evaluate_masks
 from pix2seq_hf.evaluation.predictions import Answer, Question, Results, answer, boxes_by_picture
@@ -60,6 +61,8 @@ def measure(
     show_progress: bool = False,
     share: Share | None = None,
     folder: AnswerFolder | None = None,
+    engine: str = ENGINES[0],
+    caption_tokenizer: str | None = "simple",
 ) -> Measurement:
     r"""Ask a model about every picture of a split and compare with the annotations.
 
@@ -72,6 +75,7 @@ def measure(
         show_progress (`bool`): Show a progress bar of this process' pictures.
         share ([`Share`], *optional*): For several processes, each of which computes the same numbers in the end.
         folder ([`AnswerFolder`], *optional*): Remembers every picture; its finished ones are not asked about.
+        engine, caption_tokenizer: See [`score`].
     Returns:
         [`Measurement`]."""
     share = share or Share()
@@ -94,7 +98,7 @@ def measure(
     everything = [answers.get(image_id) or before[image_id] for image_id in ids]
     results = {task: [item for found in everything for item in found.results.get(task, ())] for task in question.tasks}
     malformed = {task: add_counts(found.malformed.get(task, {}) for found in everything) for task in question.tasks}
-    numbers = score(split, results)
+    numbers = score(split, results, engine, caption_tokenizer)
     for task in question.tasks:
         numbers[task]["num_malformed"] = sum(malformed[task].values())
     failures = {found.image_id: found.failure for found in everything if found.failure is not None}
@@ -146,12 +150,19 @@ def ask_all(
             bar.update(len(batch))
 
 
-def score(split: Any, results: Mapping[str, Results]) -> Numbers:
+def score(
+    split: Any,
+    results: Mapping[str, Results],
+    engine: str = ENGINES[0],
+    caption_tokenizer: str | None = "simple",
+) -> Numbers:
     r"""Compare what was found with the annotations.
 
     Args:
         split (`data.rows.Split`): The ground truth, with what the tasks need.
         results (`Mapping[str, list[dict]]`): In COCO results format, by task.
+        engine (`str`): What computes COCO's numbers, see `coco_numbers.ENGINES`.
+        caption_tokenizer (`str`, *optional*): See [`evaluate_captions`]; by default what needs no Java.
     Returns:
         `dict[str, dict[str, float]]`: Metrics by task.
     Raises:
@@ -159,20 +170,21 @@ def score(split: Any, results: Mapping[str, Results]) -> Numbers:
     numbers: Numbers = {}
     for task, found in results.items():
         if task == "object_detection":
-            numbers[task] = evaluate_boxes(split.annotations, found)
+            numbers[task] = evaluate_boxes(split.annotations, found, engine=engine)
         elif task == "instance_segmentation":
-            numbers[task] = evaluate_masks(split.annotations, found)
+            numbers[task] = evaluate_masks(split.annotations, found, engine=engine)
         elif task == "keypoint_detection":
-            numbers[task] = evaluate_keypoints(split.keypoint_annotations, found)
+            numbers[task] = evaluate_keypoints(split.keypoint_annotations, found, engine=engine)
         else:
-            numbers[task] = score_captions(split.caption_annotations, found)
+            numbers[task] = score_captions(split.caption_annotations, found, caption_tokenizer)
     return numbers
 
 
-def score_captions(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Metrics of captions; pictures that people wrote none for do not count."""
-    references: dict[int, list[str]] = {}
-    for item in ground_truth["annotations"]:
-        references.setdefault(item["image_id"], []).append(item["caption"])
-    captions = {item["image_id"]: item["caption"] for item in results if item["image_id"] in references}
-    return dict(count_reproduced(captions, references))
+def score_captions(
+    ground_truth: Mapping[str, Any], results: Results, tokenizer: str | None = "simple"
+) -> dict[str, float]:
+    """Metrics of captions; pictures of the ground truth that people wrote none for do not count."""
+    without = {image["id"] for image in ground_truth.get("images") or ()}
+    without -= {item["image_id"] for item in ground_truth["annotations"]}
+    counted = [item for item in results if item.get("image_id") not in without]
+    return evaluate_captions(ground_truth, counted, tokenizer=tokenizer)

@@ -227,6 +227,8 @@ def _ask(model, processor, task, record, boxes, seeds, generation) -> dict[str, 
     height, width = record["image_size"]
     kept = []
     for item in boxes:
+        if item["category_id"] not in model.config.id2label:  # a model may write a class that has no name
+            continue
         left, top, box_width, box_height = item["bbox"]
         box = [max(left, 0), max(top, 0), min(left + box_width, width), min(top + box_height, height)]
         if box[0] < box[2] and box[1] < box[3]:  # a model may write a reversed or an empty box

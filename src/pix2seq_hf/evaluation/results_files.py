@@ -50,21 +50,28 @@ def read_boxes(path: str | Path, labels: Iterable[int]) -> Results:
 
     Args:
         path (`str` or `Path`): Results of detection, or others with boxes; without a score it is 1.
-        labels (`Iterable[int]`): The label ids that the model knows.
+        labels (`Iterable[int]`): The label ids that the model knows; boxes of others, which models may write, are left
+            out.
     Returns:
         `list[dict]`: With `image_id`, `category_id`, `bbox` and `score`.
     Raises:
         OSError: If it cannot be read.
-        ValueError: If a box cannot be used; names its entry."""
+        ValueError: If a box cannot be used, names its entry, or none has a label that the model knows."""
     labels, boxes = set(labels), []
-    for number, entry in enumerate(read_results(path)[1]):
+    _, entries = read_results(path)
+    for number, entry in enumerate(entries):
         box, score = entry.get("bbox"), entry.get("score", 1.0)
         where = f"{path}: entry {number} (picture {entry['image_id']})"
         if not isinstance(box, list) or len(box) != 4 or not _are_finite([*box, score]):
             raise ValueError(f"{where} needs a bbox of four finite numbers x, y, width, height, and a finite score")
-        if entry.get("category_id") not in labels:
-            raise ValueError(f"{where} has category_id {entry.get('category_id')}, which the model does not know")
-        boxes.append({"image_id": entry["image_id"], "category_id": entry["category_id"], "bbox": box, "score": score})
+        if entry.get("category_id") in labels:
+            boxes.append(
+                {"image_id": entry["image_id"], "category_id": entry["category_id"], "bbox": box, "score": score}
+            )
+    if entries and not boxes:
+        raise ValueError(
+            f"{path}: no box has a category_id that the model knows; entry 0 has {entries[0].get('category_id')}"
+        )
     return boxes
 
 
