@@ -1,4 +1,4 @@
-"""Measure a model: `python scripts/evaluate.py --model DIR --coco DIR`, as `pix2seq evaluate`."""
+"""Measure a model, on one process or many: `accelerate launch scripts/evaluate.py ...`; else `pix2seq evaluate`."""
 
 import sys
 
