@@ -157,12 +157,13 @@ def test_captions_are_ranked_by_shared_words(tmp_path):
     assert shared_words("a a b", "a b b") == pytest.approx(2 / 3) and shared_words("", "") == 1
 
 
-def test_keypoints_are_ranked_by_similarity(tmp_path):
-    points = [value for place in range(17) for value in (20 + 3 * place, 30 + 2 * place, 2)]
+@pytest.mark.parametrize("number", [17, 5])
+def test_keypoints_are_ranked_by_similarity(tmp_path, number):
+    points = [value for place in range(number) for value in (20 + 3 * place, 30 + 2 * place, 2)]
     moved = [value + (25 if place % 3 < 2 else 0) for place, value in enumerate(points)]
     truth = truth_of((1, 1, BOX), (2, 1, BOX), (3, 1, BOX))
     for item in truth["annotations"]:
-        item |= {"keypoints": points, "num_keypoints": 17}
+        item |= {"keypoints": points, "num_keypoints": number}
     truth["categories"] = [{"id": 1, "name": "person", "skeleton": [[1, 2], [2, 3]]}]
     found = [
         {"image_id": i, "category_id": 1, "keypoints": each, "score": 0.9} for i, each in ((1, points), (2, moved))

@@ -5,8 +5,6 @@ from typing import Any
 
 from pix2seq_hf.evaluation.coco_numbers import ENGINES, checked_copies, run_engine
 
-EVERY_SIZE = 0  # place of the range of areas that holds all objects, in pycocotools' lists
-
 
 def match_results(
     truth: Mapping[str, Any],
@@ -22,18 +20,14 @@ def match_results(
         iou_type (`str`): `"bbox"`, `"segm"` or `"keypoints"`.
         sigmas (`Sequence[float]`, *optional*): Of keypoints, see [`~evaluation.coco_numbers.coco_numbers`].
     Returns:
-        `pycocotools.cocoeval.COCOeval`: Evaluated and accumulated. The ids of its annotations and results are their
-        places in `truth["annotations"]` and in `results`, counted from 1.
+        `pycocotools.cocoeval.COCOeval`: Evaluated and accumulated, for all sizes together. The ids of its annotations
+        and results are their places in `truth["annotations"]` and in `results`, counted from 1.
     Raises:
         ValueError: As [`~evaluation.coco_numbers.coco_numbers`] raises it."""
     truth, results = checked_copies(truth, results, iou_type, None, sigmas)
-    return run_engine(truth, results, iou_type, sigmas, ENGINES[0])
+    return run_engine(truth, results, iou_type, sigmas, ENGINES[0], by_size=False)
 
 
 def matched_pictures(evaluation: Any) -> list[Mapping[str, Any]]:
     """pycocotools' matches of every class and picture that have an object or a result, class after class."""
-    params = evaluation.params
-    num_images, num_areas = len(params.imgIds), len(params.areaRng)
-    starts = ((number * num_areas + EVERY_SIZE) * num_images for number in range(len(params.catIds)))
-    blocks = (evaluation.evalImgs[start : start + num_images] for start in starts)
-    return [entry for block in blocks for entry in block if entry is not None]
+    return [entry for entry in evaluation.evalImgs if entry is not None]

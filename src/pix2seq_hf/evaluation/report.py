@@ -137,7 +137,7 @@ def write_report(
     if task == "captioning":
         parts, rated = [], rate_captions(truth, results)
     elif task == "keypoint_detection":
-        evaluation = match_results(truth, results, "keypoints", _sigmas(truth))
+        evaluation = match_results(truth, results, "keypoints")
         parts, rated = _precision_section(evaluation, drawn, "similarity"), rate_keypoints(evaluation)
     else:
         evaluation = match_results(truth, results, IOU_TYPES[task])
@@ -500,9 +500,3 @@ def _fit(picture: Image.Image) -> Image.Image:
     """A picture that fits into a cell of the sheet."""
     picture.thumbnail(SHEET_CELL, Image.Resampling.LANCZOS)
     return picture
-
-
-def _sigmas(truth: Mapping[str, Any]) -> list[float] | None:
-    """Of keypoints that are not those of COCO's persons; `None` for these."""
-    number = next((len(item["keypoints"]) // 3 for item in truth["annotations"] if item.get("keypoints")), 17)
-    return None if number == 17 else [0.05] * number
