@@ -20,7 +20,7 @@ from pycocotools.coco import COCO
 from drawn_coco import write_drawn_coco
 from pix2seq_hf import cli
 from pix2seq_hf.data.numbered import open_pictures
-from pix2seq_hf.prediction_dataset import seed_of
+from pix2seq_hf.prediction_dataset import ask, seed_of
 from pix2seq_hf.prediction_shards import ShardFolder, make_row, read_result
 from tiny_multitask import save_multitask
 
@@ -189,6 +189,21 @@ def test_chance_does_not_depend_on_what_was_done_before(model_folder, pictures, 
     assert predict(model_folder, pictures, tmp_path / "other", look=other) == 0
     assert read_rows(tmp_path / "other") != rows
     assert len({seed_of(seed, index) for seed in range(10) for index in range(0, 100, 10)}) == 100
+
+
+def test_one_bad_picture_costs_no_other(monkeypatch):
+    def run_tasks(model, processor, images, options):
+        if any(image.size == (3, 3) for image in images):
+            raise RuntimeError("strange\npicture")
+        if any(image.size == (4, 4) for image in images):
+            raise RuntimeError("CUDA out of memory")
+        return [image.size for image in images]
+
+    monkeypatch.setattr("pix2seq_hf.engine.run_tasks", run_tasks)
+    images = [Image.new("RGB", (side, side)) for side in (1, 3, 2)]
+    assert ask(None, None, images, None) == [(1, 1), "RuntimeError: strange picture", (2, 2)]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        ask(None, None, [images[0], Image.new("RGB", (4, 4))], None)
 
 
 # --- What may be continued --------------------------------------------------------------------------------------------

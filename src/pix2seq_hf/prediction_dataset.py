@@ -3,6 +3,7 @@
 examples:
   accelerate launch scripts/predict.py --data photos/ --model all-tasks --output found
   accelerate launch --num_processes 8 scripts/predict.py --data owner/name --split test --model vit-b --output found
+  ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 scripts/predict.py --data photos/ --model vit-b --output found
   pix2seq predict-dataset --data coco --split val2017 --model vit-b --output found --threshold 0 --coco
   python -c "import datasets; print(datasets.load_dataset('parquet', data_files='found/*.parquet'))"
 
