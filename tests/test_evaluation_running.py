@@ -210,6 +210,13 @@ class TestResults:
         evaluate("--results", whole / "found/object_detection.json", *options, "--image-ids", "12,13")
         assert read_json(tmp_path / "numbers.json")["num_images"] == 2
 
+    def test_tables_and_report(self, data, whole, tmp_path, capsys):
+        options = ["--data", data, "--split", "val", "--json", tmp_path / "numbers.json", "--per-class"]
+        evaluate("--results", whole / "found", *options, "--report", tmp_path / "report")
+        tables = read_json(tmp_path / "numbers.json")["per_class"]
+        assert set(tables) == set(ALL_TASKS[:2]) and set(tables["object_detection"]) == {"disc", "star", "cross"}
+        assert (tmp_path / "report/object_detection.html").is_file()
+
     @pytest.mark.parametrize(
         ("content", "message"),
         [

@@ -1,6 +1,7 @@
 """How a run looks at itself: numbers on a validation split, pictures in the log, the best model, an early end."""
 
 import json
+import logging
 import os
 import shutil
 import time
@@ -17,6 +18,8 @@ from pix2seq_hf.evaluation.measure import Share, measure
 from pix2seq_hf.evaluation.predictions import Question, annotated_boxes
 from pix2seq_hf.training.arguments import EvaluationArguments
 from pix2seq_hf.training.samples import draw_samples
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_METRICS = {
     "object_detection": "AP",
@@ -84,6 +87,8 @@ class Evaluation:
                 model, processor, self.split, self.question, batch_size=self.settings.batch_size, share=share
             )
         numbers, results = measured.numbers, measured.results
+        for image_id, reason in measured.failures.items():
+            logger.warning("evaluation: picture %s could not be used: %s", image_id, reason)
         model.train(was_training)
         values = {f"{task}/{name}": value for task, found in numbers.items() for name, value in found.items()}
         if self.metric not in values:
