@@ -1,8 +1,9 @@
-r"""How much memory does a training step need on a CPU, and how much of it is the loss: peaks of fresh processes.
+r"""How much memory does a training step need, and how much of it is the loss: peaks of fresh processes.
 
     python benchmarks/training_memory.py                         (ViT-B at 640, batch 8; half an hour and 16 GB)
     python benchmarks/training_memory.py --batch 2               (a quarter of the activations)
     python benchmarks/training_memory.py --only-loss             (the output layer and the loss alone; two minutes)
+    python benchmarks/training_memory.py --device cuda           (on a GPU, seconds of the third step by the clock)
 
 One detection step on random pixels: forward, backward, AdamW. Sequences are those of training, 100 objects of five
 tokens, most of them noise boxes, whose coordinates have no weight; --objects says how many are real. "All logits" makes
@@ -30,12 +31,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--objects", type=int, default=7, help="real objects per picture (COCO has 7.3)")
     parser.add_argument("--precision", nargs="+", choices=["float32", "bf16"], default=["float32", "bf16"])
     parser.add_argument("--only-loss", action="store_true", help="leave the encoder and the decoder out")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--config", type=json.loads, default={}, help="JSON: fields of the model, to try a smaller one")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.child is not None:
         measure = measure_loss if args.only_loss else measure_step
-        print(json.dumps(measure(args.config, args.batch, args.objects, **args.child)))
+        print(json.dumps(measure(args.config, args.batch, args.objects, args.device, **args.child)))
         return 0
     print(f"batch {args.batch}, {args.objects} real objects per picture")
     print(
@@ -50,28 +52,38 @@ def main(arguments: list[str] | None = None) -> int:
             peaks[way] = found["peak"] - found["before"]
             share = f"{peaks[way] / peaks['all logits']:.2f}" if way == "in parts" else ""
             cells = [precision, "yes" if checkpointing else "no", way, f"{peaks[way] / GIGABYTE:.2f} GiB", share]
-            print(f"| {' | '.join(cells)} | {found['seconds']:.1f} |", flush=True)
+            print(f"| {' | '.join(cells)} | {found['seconds']:.2f} |", flush=True)
     return 0
 
 
 def run_child(args: argparse.Namespace, case: dict) -> dict[str, float]:
     """Measure one case in a fresh process, whose peak is its own."""
     command = [sys.executable, __file__, "--child", json.dumps(case), "--config", json.dumps(args.config)]
-    command += ["--batch", str(args.batch), "--objects", str(args.objects), *["--only-loss"] * args.only_loss]
+    command += ["--batch", str(args.batch), "--objects", str(args.objects), "--device", args.device]
+    command += ["--only-loss"] * args.only_loss
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise SystemExit(f"the measurement of {case} failed ({result.returncode}):\n{result.stderr}")
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def held_bytes() -> int:
-    """Resident size of this process now."""
+def held_bytes(device: str) -> int:
+    """What this process holds now: of the GPU, or resident."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
     with open("/proc/self/statm") as statistics:
         return int(statistics.read().split()[1]) * resource.getpagesize()
 
 
-def peak_bytes() -> int:
-    """Largest resident size of this process so far."""
+def peak_bytes(device: str) -> int:
+    """The most that this process held: of the GPU since [`held_bytes`], or resident so far."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in kilobytes
 
 
@@ -109,7 +121,13 @@ def build_batch(config, batch_size: int, num_objects: int) -> dict:
 
 
 def measure_step(
-    overrides: dict, batch_size: int, num_objects: int, precision: str, use_checkpointing: bool, skip_logits: bool
+    overrides: dict,
+    batch_size: int,
+    num_objects: int,
+    device: str,
+    precision: str,
+    use_checkpointing: bool,
+    skip_logits: bool,
 ) -> dict[str, float]:
     """Take a whole training step."""
     import torch
@@ -119,27 +137,41 @@ def measure_step(
 
     torch.manual_seed(0)
     config = build_config(overrides)
-    model = Pix2SeqForConditionalGeneration(config).train()
+    model = Pix2SeqForConditionalGeneration(config).train().to(device)
     if use_checkpointing:
         model.gradient_checkpointing_enable()
-    batch = build_batch(config, batch_size, num_objects)
+    batch = {name: value.to(device) for name, value in build_batch(config, batch_size, num_objects).items()}
     optimizer = AdamW(model.parameters(), lr=0.0)
     for parameter in model.parameters():  # the moments of later steps are there before the measurement
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
 
-    before, start = held_bytes(), time.process_time()
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-        loss = model(**batch, skip_logits=skip_logits).loss
-    loss.backward()
-    optimizer.step()
-    seconds = time.process_time() - start
-    return {"before": before, "peak": peak_bytes(), "seconds": seconds, "loss": loss.item()}
+    def step() -> float:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            loss = model(**batch, skip_logits=skip_logits).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    if device == "cuda":  # the first steps choose kernels
+        step(), step()
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    before, start = held_bytes(device), clock()
+    loss = step()
+    seconds = clock() - start
+    return {"before": before, "peak": peak_bytes(device), "seconds": seconds, "loss": loss}
 
 
 def measure_loss(
-    overrides: dict, batch_size: int, num_objects: int, precision: str, use_checkpointing: bool, skip_logits: bool
+    overrides: dict,
+    batch_size: int,
+    num_objects: int,
+    device: str,
+    precision: str,
+    use_checkpointing: bool,
+    skip_logits: bool,
 ) -> dict[str, float]:
     """Go from the decoder's hidden states to the loss and back; `use_checkpointing` concerns other parts."""
     import torch
@@ -148,19 +180,19 @@ def measure_loss(
 
     torch.manual_seed(0)
     config = build_config(overrides)
-    batch = build_batch(config, batch_size, num_objects)
-    head = torch.nn.Linear(config.decoder_hidden_size, config.vocab_size)
-    hidden_states = torch.randn(*batch["labels"].shape, config.decoder_hidden_size, requires_grad=True)
+    batch = {name: value.to(device) for name, value in build_batch(config, batch_size, num_objects).items()}
+    head = torch.nn.Linear(config.decoder_hidden_size, config.vocab_size).to(device)
+    hidden_states = torch.randn(*batch["labels"].shape, config.decoder_hidden_size, device=device, requires_grad=True)
 
-    before, start = held_bytes(), time.process_time()
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+    before, start = held_bytes(device), time.process_time()
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
         if skip_logits:
             loss = projected_loss(hidden_states, head, batch["labels"], batch["label_weights"], config.loss_type)
         else:
             loss = sequence_loss(head(hidden_states), batch["labels"], batch["label_weights"], config.loss_type)
     loss.backward()
     seconds = time.process_time() - start
-    return {"before": before, "peak": peak_bytes(), "seconds": seconds, "loss": loss.item()}
+    return {"before": before, "peak": peak_bytes(device), "seconds": seconds, "loss": loss.item()}
 
 
 if __name__ == "__main__":

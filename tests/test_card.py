@@ -32,7 +32,7 @@ EVALUATION = {
     },
 }
 RUN = {
-    "data": {"path": "/home/somebody/secret/coco", "num_pictures": 118287, "fingerprint": "ab"},
+    "data": {"path": "/home/somebody/secret/coco", "num_pictures": [118287], "fingerprint": "ab"},
     "num_parameters": 36600000,
     "recipe": {
         "model": {"pretrained": "/home/somebody/secret/resnet/final"},

@@ -8,7 +8,7 @@ import pytest
 
 from pix2seq_hf.configuration_pix2seq import Pix2SeqConfig
 from pix2seq_hf.data.coco import read_coco
-from pix2seq_hf.data.mixture import MixtureSampler, join_splits
+from pix2seq_hf.data.mixture import MixtureSampler, join_splits, renumber
 from pix2seq_hf.data.scenes import SCENE_CLASSES, write_scenes
 from pix2seq_hf.training.arguments import build_recipe
 from pix2seq_hf.training.build import build_dataset, open_material
@@ -41,6 +41,20 @@ def test_classes_are_matched_by_name(folders):
     for labels, raw in zip(joined.dataset["labels"][4:], second.dataset["labels"], strict=True):
         assert labels == [free if label == 1 else 50 - label for label in raw]
     assert joined.annotations is first.annotations and join_splits([first]) is first
+
+
+def test_a_model_measures_other_numbers_by_name(folders):
+    first, second = (read_coco(folder, "train") for folder in folders)
+    assert renumber(first, SCENE_CLASSES) is first
+    free = max(SCENE_CLASSES) + 1
+    changed = renumber(second, SCENE_CLASSES)
+    assert set(changed.id2label) == {*SCENE_CLASSES, free}
+    names = [changed.id2label[item["category_id"]] for item in changed.annotations["annotations"]]
+    assert names == [second.id2label[item["category_id"]] for item in second.annotations["annotations"]]
+    assert {item["id"]: item["name"] for item in changed.annotations["categories"]} == changed.id2label
+    labels = [label for row in changed.dataset["labels"] for label in row]
+    assert [changed.id2label[label] for label in labels] == names
+    assert renumber(second, {1: "cat", 2: "dog"}) is second  # nothing in common: ids are all there is
 
 
 def test_shares_and_epochs():

@@ -18,6 +18,7 @@ FOLDERS = {"pix2seq_hf": ROOT / "src" / "pix2seq_hf", "pix2seq_hf.conversion": R
 # Names under which a distribution is imported, where it is not its own name.
 IMPORT_NAMES = {
     "faster-coco-eval": "faster_coco_eval",
+    "huggingface-hub": "huggingface_hub",
     "pillow": "PIL",
     "pyyaml": "yaml",
     "protobuf": "google",

@@ -266,7 +266,7 @@ def test_settings_that_do_not_fit_together(scenes, tmp_path):
     config = {**TINY["model"]["config"], "coord_vocab_shift": 105}
     with pytest.raises(ValueError, match="105"):  # six classes need tokens up to 106
         train(tiny(model={"config": config}), scenes, tmp_path / "run")
-    with pytest.raises(ValueError, match="no steps left to decay in: total_steps=6, warmup_steps=6"):
+    with pytest.raises(ValueError, match=r"no steps left to decay in: training\.steps 6, optimization\.warmup_steps 6"):
         train(tiny(optimization={"warmup_steps": 6}), scenes, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -240,8 +240,9 @@ def describe_training(training: Mapping[str, Any], config: Mapping[str, Any]) ->
     versions = starts[-1].get("versions") or {}
     libraries = ("pix2seq_hf", "torch", "transformers", "accelerate", "datasets")
     trained_on = name_of(Path(str(data["path"]))) if data.get("path") else None
-    if trained_on and data.get("num_pictures"):
-        trained_on += f", {data['num_pictures']:,} pictures"
+    counts = [count for count in data.get("num_pictures") or () if count is not None]  # of every data set
+    if trained_on and counts:
+        trained_on += f", {sum(counts):,} pictures"
     started_from = model.get("pretrained")
     facts = {
         "data": trained_on,

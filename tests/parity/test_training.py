@@ -80,7 +80,8 @@ def test_eight_steps(case, golden_dir, parity_report):
         rates.append(schedule(step))
         for group in optimizer.param_groups:
             group["lr"] = rates[-1]
-        step = train_step(accelerator, model, optimizer, {"recorded": iter([{**batch, **beside}])}, {"recorded": 1.0}, None)
+        batches = {"recorded": iter([{**batch, **beside}])}
+        step = train_step(accelerator, model, optimizer, batches, {"recorded": 1.0}, None)
         losses.append(step["recorded"].loss.item())
         largest_weights.append(max(weight.abs().max().item() for weight in model.parameters()))
 

@@ -1,7 +1,7 @@
 """How do several data sets become one: their classes are matched by name, their pictures are drawn by weight."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import datasets
 import numpy as np
@@ -28,30 +28,84 @@ def join_splits(splits: Sequence[Split]) -> Split:
     if not others:
         return first
     id2label, parts = dict(first.id2label), [first.dataset]
-    known = {same_name(name): label for label, name in id2label.items()}
     for split in others:
-        new_labels = {}
-        for label, name in split.id2label.items():
-            if same_name(name) not in known:
-                known[same_name(name)] = next((free for free in range(1, MAX_LABEL + 1) if free not in id2label), 0)
-                if not known[same_name(name)]:
-                    raise ValueError(f"the data sets have more than {MAX_LABEL} classes in all: {name!r} has no place")
-                id2label[known[same_name(name)]] = name
-            new_labels[label] = known[same_name(name)]
-        rows = split.dataset
-        if any(label != new for label, new in new_labels.items()):
-            rows = rows.map(
-                lambda row, new_labels: {"labels": [new_labels[label] for label in row["labels"]]},
-                fn_kwargs={"new_labels": new_labels},
-                features=rows.features,
-            )
-        parts.append(rows)
+        new_labels = match_labels(split.id2label, id2label)
+        id2label |= {
+            new: name for (label, name) in split.id2label.items() if (new := new_labels[label]) not in id2label
+        }
+        parts.append(_renumber_rows(split.dataset, new_labels))
     return Split(
         datasets.concatenate_datasets(parts),
         dict(sorted(id2label.items())),
         first.annotations,
         first.keypoint_annotations,
         first.caption_annotations,
+    )
+
+
+def renumber(split: Split, id2label: Mapping[int, str]) -> Split:
+    r"""Give the classes of a split the ids that a model knows them by.
+
+    Args:
+        split ([`Split`]): Of a data set that may number its classes in its own way.
+        id2label (`Mapping[int, str]`): The model's names.
+    Returns:
+        [`Split`]: The same pictures; classes that the model does not know have ids that it does not have. Where not one
+        name is known to both, the ids are taken to mean the same, and the split is returned as it is."""
+    new_labels = match_labels(split.id2label, id2label)
+    if all(label == new for label, new in new_labels.items()):
+        return split
+    if not {same_name(name) for name in split.id2label.values()} & {same_name(name) for name in id2label.values()}:
+        return split
+
+    def change(content: dict | None) -> dict | None:
+        if content is None or "categories" not in content:
+            return content
+        items = [
+            {**item, "category_id": new_labels.get(item["category_id"], item["category_id"])}
+            for item in content["annotations"]
+        ]
+        kinds = [{**kind, "id": new_labels.get(kind["id"], kind["id"])} for kind in content["categories"]]
+        return {**content, "annotations": items, "categories": sorted(kinds, key=lambda kind: kind["id"])}
+
+    return Split(
+        _renumber_rows(split.dataset, new_labels),
+        dict(sorted((new_labels[label], name) for label, name in split.id2label.items())),
+        change(split.annotations),
+        change(split.keypoint_annotations),
+        split.caption_annotations,
+    )
+
+
+def match_labels(own: Mapping[int, str], known: Mapping[int, str]) -> dict[int, int]:
+    r"""Say which id each class has where others are known: that of its name, or else the next free one.
+
+    Args:
+        own (`Mapping[int, str]`): Names by the ids of a data set.
+        known (`Mapping[int, str]`): Names that have their ids already.
+    Returns:
+        `dict[int, int]`: The new id by the data set's own.
+    Raises:
+        ValueError: If there are more than 899 classes in all."""
+    by_name, taken, new_labels = {same_name(name): label for label, name in known.items()}, set(known), {}
+    for label, name in own.items():
+        if same_name(name) not in by_name:
+            free = next((free for free in range(1, MAX_LABEL + 1) if free not in taken), None)
+            if free is None:
+                raise ValueError(f"the data sets have more than {MAX_LABEL} classes in all: {name!r} has no place")
+            by_name[same_name(name)] = free
+            taken.add(free)
+        new_labels[label] = by_name[same_name(name)]
+    return new_labels
+
+
+def _renumber_rows(rows: datasets.Dataset, new_labels: Mapping[int, int]) -> datasets.Dataset:
+    if all(label == new for label, new in new_labels.items()):
+        return rows
+    return rows.map(
+        lambda row, new_labels: {"labels": [new_labels[label] for label in row["labels"]]},
+        fn_kwargs={"new_labels": dict(new_labels)},
+        features=rows.features,
     )
 
 

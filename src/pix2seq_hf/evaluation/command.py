@@ -186,7 +186,7 @@ def run_model(args: argparse.Namespace) -> int:
     is_main = share.index == 0
     model, processor = load(args.model, device, args.dtype)
     tasks = choose_tasks(args, model.config, args.model)
-    split = open_data(args, tasks, model.config.num_keypoints)
+    split = open_data(args, tasks, model.config.num_keypoints, model.config.id2label)
     question = build_question(args, tasks, split, model.config)
     folder = None
     if args.output is not None:
@@ -266,12 +266,18 @@ def choose_tasks(args: argparse.Namespace, config: Any, name: str) -> list[str]:
     return tasks
 
 
-def open_data(args: argparse.Namespace, tasks: Sequence[str], num_keypoints: int = 17) -> Any:
-    """Open the data set with what the tasks need."""
+def open_data(
+    args: argparse.Namespace,
+    tasks: Sequence[str],
+    num_keypoints: int = 17,
+    id2label: Mapping[int, str] | None = None,
+) -> Any:
+    """Open the data set with what the tasks need; its classes get the ids that a model knows their names by."""
     from pix2seq_hf.data.command import parse_columns
+    from pix2seq_hf.data.mixture import renumber
     from pix2seq_hf.data.sources import open_split
 
-    return open_split(
+    split = open_split(
         args.data,
         args.split,
         image_ids=args.image_ids,
@@ -280,6 +286,7 @@ def open_data(args: argparse.Namespace, tasks: Sequence[str], num_keypoints: int
         num_keypoints=num_keypoints,
         columns=parse_columns(args.column),
     )
+    return split if id2label is None else renumber(split, id2label)
 
 
 def build_question(args: argparse.Namespace, tasks: Sequence[str], split: Any, config: Any) -> Any:
@@ -417,7 +424,7 @@ def run_watch(args: argparse.Namespace) -> int:
             if (path / AVERAGE_FILE).is_file():
                 load_weights(model, path / AVERAGE_FILE)
             tasks = choose_tasks(args, model.config, str(path))
-            split = split or open_data(args, tasks, model.config.num_keypoints)
+            split = split or open_data(args, tasks, model.config.num_keypoints, model.config.id2label)
             question = build_question(args, tasks, split, model.config)
             show = not args.quiet
             measured = measure(model, processor, split, question, batch_size=args.batch_size, show_progress=show)

@@ -15,7 +15,7 @@ from accelerate.utils import ProjectConfiguration
 from pix2seq_hf.configuration_pix2seq import COCO_KEYPOINT_NAMES, Pix2SeqConfig
 from pix2seq_hf.data.collation import ObjectDataset, RecordDataset, StreamSampler, TrainingCollator
 from pix2seq_hf.data.hub import StreamSplit
-from pix2seq_hf.data.mixture import MixtureSampler, join_splits
+from pix2seq_hf.data.mixture import MixtureSampler, join_splits, renumber
 from pix2seq_hf.data.problems import Problems
 from pix2seq_hf.data.rows import Split
 from pix2seq_hf.data.sources import open_split, open_stream
@@ -130,7 +130,7 @@ def open_material(recipe: Recipe, data: str | Path) -> Material:
 
 
 def open_evaluation_split(recipe: Recipe, data: str | Path, tasks: Sequence[str], config: Pix2SeqConfig) -> Split:
-    """Open what a run is evaluated on; its classes must be those of the model."""
+    """Open what a run is evaluated on; its classes are matched with those of the model by name."""
     settings = recipe.evaluation
     split = open_split(
         settings.data or data,
@@ -141,13 +141,7 @@ def open_evaluation_split(recipe: Recipe, data: str | Path, tasks: Sequence[str]
         num_keypoints=config.num_keypoints,
         columns=settings.columns or None,
     )
-    for label, name in split.id2label.items():
-        if config.id2label.get(label) != name:
-            raise ValueError(
-                f"evaluation.split {settings.split}: class {label} is {name!r} there and "
-                f"{config.id2label.get(label)!r} in training"
-            )
-    return split
+    return renumber(split, config.id2label)
 
 
 def num_keypoints(recipe: Recipe) -> int:
@@ -317,11 +311,17 @@ def check_lengths(config: Pix2SeqConfig) -> None:
 def build_schedule(recipe: Recipe, num_images: int) -> WarmUpAndDecay:
     """The learning rate of every step of a run on `num_images` pictures."""
     settings = recipe.optimization
+    total, warmup = recipe.total_steps(num_images), recipe.warmup_steps(num_images)
+    if settings.learning_rate_schedule != "none" and total - warmup - settings.tail_steps < 1:
+        raise ValueError(
+            f"no steps left to decay in: training.steps {total}, optimization.warmup_steps {warmup}, "
+            f"optimization.tail_steps {settings.tail_steps}; set them so that some are left"
+        )
     peak = scale_learning_rate(settings.learning_rate, settings.learning_rate_scaling, recipe.training.batch_size)
     return WarmUpAndDecay(
         peak,
-        recipe.total_steps(num_images),
-        recipe.warmup_steps(num_images),
+        total,
+        warmup,
         settings.learning_rate_schedule,
         settings.tail_steps,
         settings.end_lr_factor,

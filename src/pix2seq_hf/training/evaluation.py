@@ -55,11 +55,15 @@ class Evaluation:
             generation={"captioning": {"do_sample": False}},
         )
         self.metric = settings.metric or f"{tasks[0]}/{DEFAULT_METRICS[tasks[0]]}"
-        self.state: dict[str, Any] = {"best": None, "best_step": None, "num_worse": 0}
+        self.state: dict[str, Any] = {"best": None, "best_step": None, "num_worse": 0, "last_step": None}
 
     def is_due(self, step: int, total_steps: int) -> bool:
         """Whether there is an evaluation after `step` steps."""
         return step % self.settings.steps == 0 or step == total_steps
+
+    def is_missed(self, step: int, total_steps: int) -> bool:
+        """Whether a run that goes on after `step` steps was ended before their evaluation."""
+        return self.is_due(step, total_steps) and self.state["last_step"] != step
 
     @property
     def is_hopeless(self) -> bool:
@@ -107,9 +111,9 @@ class Evaluation:
     def _compare(self, step: int, value: float, model: torch.nn.Module, processor: Any) -> None:
         best = self.state["best"]
         if best is not None and value <= best:
-            self.state["num_worse"] += 1
+            self.state |= {"num_worse": self.state["num_worse"] + 1, "last_step": step}
             return
-        self.state = {"best": float(value), "best_step": step, "num_worse": 0}
+        self.state = {"best": float(value), "best_step": step, "num_worse": 0, "last_step": step}
         if self.accelerator.is_main_process:
             save_beside(model, processor, self.folder / "best", {"step": step, self.metric: float(value)})
 

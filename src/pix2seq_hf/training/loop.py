@@ -13,6 +13,7 @@ RUN/failed/                 the batch of a step that went wrong
 import dataclasses
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ from pix2seq_hf.data.collation import split_batch
 from pix2seq_hf.training import build
 from pix2seq_hf.training.arguments import Recipe, load_recipe, save_recipe
 from pix2seq_hf.training.checkpoints import (
+    FAILURES,
     check_space,
     checkpoint_bytes,
     find_checkpoint,
@@ -94,6 +96,7 @@ def train(
         model.gradient_checkpointing_enable()
     optimizer = build.build_optimizer(recipe, model)
 
+    make_folder(output)
     accelerator = build.build_accelerator(recipe, output)
     set_seed(recipe.training.seed, device_specific=True)  # weights are equal everywhere, dropout need not be
     evaluation = build_evaluation(recipe, data, output, model.config, accelerator)
@@ -126,9 +129,29 @@ def train(
         recipe=dataclasses.asdict(recipe),
     )
     info.note_start(start, accelerator.num_processes, str(accelerator.device))
+    if accelerator.is_main_process:
+        what = ", ".join(f"{each.dataset.num_samples} samples of {name}" for name, each in samples.items())
+        where = f"{accelerator.num_processes} x {accelerator.device.type}"
+        logger.info("%s; steps %d to %d; %s", what, start + 1, total_steps, where)
 
-    def run_state() -> dict[str, Any]:
-        return {"data_fingerprint": fingerprint, "evaluation": evaluation.state if evaluation else None}
+    def save(step: int) -> Path | None:
+        return save_checkpoint(
+            accelerator,
+            output / "checkpoints",
+            step,
+            {"data_fingerprint": fingerprint, "evaluation": evaluation.state if evaluation else None},
+            recipe.training.keep_checkpoints,
+            None if average is None else average.module,
+            (config, generation_config, processor),
+        )
+
+    def evaluate(step: int) -> None:
+        began = time.perf_counter()
+        evaluated = whole_model(accelerator, model) if average is None else average.module
+        numbers = evaluation.run(step, evaluated, processor)
+        meter.pause(time.perf_counter() - began)
+        if accelerator.is_main_process:
+            logger.info("step %d: %s %.4f", step, evaluation.metric, numbers[evaluation.metric])
 
     batches = {name: iter(loader) for name, loader in prepared.items()}
     task_weights = {name: settings.weight for name, settings in recipe.tasks.items()}
@@ -154,6 +177,8 @@ def train(
     model.train()
     with bar, logging_redirect_tqdm(), StopSignals() as signals:
         try:
+            if evaluation is not None and checkpoint is not None and evaluation.is_missed(start, total_steps):
+                evaluate(start)
             for done in range(start + 1, total_steps + 1):
                 learning_rate = schedule(done - 1)
                 for group in optimizer.param_groups:
@@ -173,26 +198,11 @@ def train(
                     }  # fmt: skip
                     accelerator.log(values, step=done)
                     bar.set_postfix_str(progress_text(values))
-                if evaluation is not None and evaluation.is_due(done, total_steps):
-                    watch.finish()  # do not call a model the best whose loss was not finite
-                    began = time.perf_counter()
-                    evaluated = whole_model(accelerator, model) if average is None else average.module
-                    numbers = evaluation.run(done, evaluated, processor)
-                    meter.pause(time.perf_counter() - began)
-                    if accelerator.is_main_process:
-                        logger.info("step %d: %s %.4f", done, evaluation.metric, numbers[evaluation.metric])
                 is_stopped = stop_is_wanted(accelerator, signals, is_logged)
-                if is_stopped or (settings.checkpoint_steps and done % settings.checkpoint_steps == 0):
+                is_due = settings.checkpoint_steps and (done % settings.checkpoint_steps == 0 or done == total_steps)
+                if is_stopped or is_due:
                     watch.finish()
-                    if save_checkpoint(
-                        accelerator,
-                        output / "checkpoints",
-                        done,
-                        run_state(),
-                        settings.keep_checkpoints,
-                        None if average is None else average.module,
-                        (config, generation_config, processor),
-                    ):
+                    if save(done):
                         saved = done
                 if is_stopped:
                     name = NAMES.get(signals.received, "another process")
@@ -202,11 +212,14 @@ def train(
                         f"{name} at step {done} of {total_steps}, {kept}; the same command goes on from there",
                         signals.received or 15,
                     )
-                if evaluation is not None and evaluation.is_hopeless:
-                    best = evaluation.state
-                    end = f"stopped early, the best was step {best['best_step']}"
-                    logger.warning("step %d: %s: %s %.4f", done, end, evaluation.metric, best["best"])
-                    break
+                if evaluation is not None and evaluation.is_due(done, total_steps):
+                    watch.finish()  # do not call a model the best whose loss was not finite
+                    evaluate(done)
+                    if evaluation.is_hopeless:
+                        best = evaluation.state
+                        end = f"stopped early, the best was step {best['best_step']}"
+                        logger.warning("step %d: %s: %s %.4f", done, end, evaluation.metric, best["best"])
+                        break
             watch.finish()
         except BaseException as error:
             end = end if end != "finished" else f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -218,7 +231,14 @@ def train(
     final = whole_model(accelerator, model) if average is None else average.module
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        save_beside(final, processor, output / "final", {"step": done, "end": end})
+        try:
+            save_beside(final, processor, output / "final", {"step": done, "end": end})
+        except FAILURES as error:
+            reason = str(error).splitlines()[0]
+            raise OSError(
+                f"{output / 'final'}: could not be written ({reason}); the checkpoint of step {saved} stands: "
+                "make room and give the same command again"
+            ) from None
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return output / "final"
@@ -284,6 +304,13 @@ def stop_is_wanted(accelerator: Accelerator, signals: StopSignals, is_asked: boo
     return accelerator.reduce(flag, reduction="sum").item() > 0
 
 
+def make_folder(output: Path) -> None:
+    """Make the folder of a run; an OSError if nothing can be written there."""
+    output.mkdir(parents=True, exist_ok=True)
+    if not os.access(output, os.W_OK):
+        raise PermissionError(f"{output}: cannot be written; choose another --output")
+
+
 def build_evaluation(
     recipe: Recipe, data: str | Path, output: Path, config: Any, accelerator: Accelerator
 ) -> Evaluation | None:
@@ -292,6 +319,8 @@ def build_evaluation(
     if settings.split is None:
         return None
     tasks = settings.tasks or list(recipe.tasks)
+    if settings.metric is not None and settings.metric.partition("/")[0] not in tasks:
+        raise ValueError(f"evaluation.metric {settings.metric!r}: write TASK/NAME with one of {', '.join(tasks)}")
     split = build.open_evaluation_split(recipe, data, tasks, config)
     return Evaluation(settings, tasks, split, output, accelerator)
 

@@ -122,7 +122,7 @@ class Watch:
         what = "is not finite" if not math.isfinite(loss) else f"is above {self.limits[name]:.4g}"
         raise ValueError(
             f"step {step}: the loss of {name} is {loss:.4g}, which {what}; pictures {shown}; the batch is in {path}; "
-            "lower optimization.learning_rate or set optimization.max_grad_norm, and go on from the last checkpoint"
+            "start anew with a lower optimization.learning_rate, a longer warm-up, or optimization.max_grad_norm"
         )
 
 
