@@ -2,6 +2,7 @@
 
 import gc
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,7 +72,8 @@ def the_only(items):
 
 
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
-def test_a_reader_that_keeps_some_of_them(start_method):
+def test_a_reader_that_keeps_some_of_them(start_method, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1])  # a new process finds `Numbers` by its module
     loader = torch.utils.data.DataLoader(
         Numbers(), 1, num_workers=1, collate_fn=the_only, multiprocessing_context=start_method
     )
