@@ -235,8 +235,9 @@ def test_folders_that_are_no_pix2seq_model(tmp_path):
     config = make_config()
     with pytest.raises(ValueError, match=r"is no model folder, there is no config\.json in it"):
         load_pretrained(tmp_path, config)
-    with pytest.raises(ValueError, match="is no model folder"):
-        load_pretrained(tmp_path / "missing", config)
+    for name in (tmp_path / "missing", "missing", "./missing"):  # no network is asked for what is meant to be here
+        with pytest.raises(FileNotFoundError, match="missing: no such folder, and it cannot be a name on the Hub"):
+            load_pretrained(name, config)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "detr"}))
     with pytest.raises(ValueError, match="is a checkpoint of another model, 'detr' instead of 'pix2seq'"):
         load_pretrained(tmp_path, config)

@@ -271,6 +271,11 @@ def test_settings_that_do_not_fit_together(scenes, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_log_that_is_not_there_is_said_before_the_start(scenes, tmp_path):
+    with pytest.raises(ValueError, match=r"training\.log_with: nothing is unknown or not installed; there are "):
+        train(tiny(training={"log_with": ["nothing"]}), scenes, tmp_path / "run")
+
+
 def test_fine_tuning_starts_from_a_trained_model(scenes, tmp_path):
     train(tiny(training={"steps": 3}), scenes, tmp_path / "first", show_progress=False)
     recipe = build_recipe({"model": {"pretrained": str(tmp_path / "first/final"), "config": {"drop_path_rate": 0.0}}})

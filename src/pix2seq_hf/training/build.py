@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
 from pix2seq_hf.configuration_pix2seq import COCO_KEYPOINT_NAMES, Pix2SeqConfig
@@ -147,7 +148,7 @@ def open_evaluation_split(recipe: Recipe, data: str | Path, tasks: Sequence[str]
 def num_keypoints(recipe: Recipe) -> int:
     """Keypoints of an object, by the recipe or its pretrained model."""
     if recipe.model.pretrained is not None and "keypoint_names" not in recipe.model.config:
-        return Pix2SeqConfig.from_pretrained(recipe.model.pretrained).num_keypoints
+        return read_pretrained_config(recipe.model.pretrained).num_keypoints
     return len(recipe.model.config.get("keypoint_names") or COCO_KEYPOINT_NAMES)
 
 
@@ -347,6 +348,10 @@ def build_average(recipe: Recipe, model: torch.nn.Module, device: torch.device) 
 def build_accelerator(recipe: Recipe, output: Path) -> Accelerator:
     """The device, the processes, the precision and the log of a run."""
     settings = recipe.training
+    there = [str(getattr(name, "value", name)) for name in get_available_trackers()]
+    for name in settings.log_with:
+        if name not in there:
+            raise ValueError(f"training.log_with: {name} is unknown or not installed; there are {', '.join(there)}")
     return Accelerator(
         **build_accelerator_options(
             settings.mixed_precision, settings.gradient_accumulation_steps * len(recipe.tasks), settings.compile

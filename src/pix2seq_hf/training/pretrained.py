@@ -107,7 +107,10 @@ def read_pretrained_config(path: str | os.PathLike) -> Pix2SeqConfig:
         OSError: If there is no such model.
         ValueError: If it is another kind of model."""
     advice = "`pix2seq convert` and `pix2seq train` write a model folder"
-    if (Path(path).exists() or Path(path).is_absolute()) and not Path(path, "config.json").is_file():
+    name = os.fspath(path)
+    if not Path(path).exists() and (name.count("/") != 1 or name[0] in "./~" or Path(path).parent.is_dir()):
+        raise FileNotFoundError(f"{path}: no such folder, and it cannot be a name on the Hub (OWNER/NAME); {advice}")
+    if Path(path).exists() and not Path(path, "config.json").is_file():
         raise ValueError(f"{path}: is no model folder, there is no config.json in it; {advice}")
     fields, _ = Pix2SeqConfig.get_config_dict(path)
     if fields.get("model_type") != Pix2SeqConfig.model_type:
