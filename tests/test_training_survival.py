@@ -29,19 +29,9 @@ from pix2seq_hf.training.checkpoints import (
 )
 from pix2seq_hf.training.interruption import StopSignals
 from pix2seq_hf.training.loop import train
+from test_training import TINY as PLAIN
 
-CONFIG = {
-    "image_size": [32, 32], "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "intermediate_size": 32, "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 2, "decoder_intermediate_size": 32, "vocab_size": 240, "coord_vocab_shift": 110,
-    "quantization_bins": 100, "max_instances_per_image": 4, "max_position_embeddings": 20,
-}  # fmt: skip
-TINY = {
-    "model": {"config": CONFIG},
-    "data": {"num_workers": 0},
-    "optimization": {"learning_rate": 1e-2, "warmup_steps": 2},
-    "training": {"batch_size": 4, "steps": 6, "log_steps": 2, "checkpoint_steps": 2},
-}
+TINY = {**PLAIN, "training": {**PLAIN["training"], "checkpoint_steps": 2}}
 
 
 def tiny(**sections):
@@ -220,6 +210,10 @@ def test_a_bad_picture_is_left_out_and_named(tmp_path, caplog):
     lines = (tmp_path / "run/bad_samples.txt").read_text().splitlines()
     assert len(lines) == 1 and str(path) in lines[0] and lines[0].startswith("object_detection\t2\t")
     assert caplog.text.count(f"left out: {path}") == 1
+    shutil.rmtree(final)
+    shutil.rmtree(tmp_path / "run/checkpoints/step-6")
+    train(tiny(), tmp_path, tmp_path / "run", show_progress=False)  # it goes on, and knows what it has named
+    assert (tmp_path / "run/bad_samples.txt").read_text().splitlines() == lines
 
 
 def test_too_many_bad_pictures_end_the_run(tmp_path):

@@ -75,6 +75,17 @@ def test_places_of_pictures(write, pictures, train, path):
     assert len(read_yolo(folder / "data.yaml", "train").dataset) == 2
 
 
+def test_no_split_gets_the_pictures_of_all(write):
+    """Settings of another layout: `images/` would be both train and val."""
+    settings = {"path": "/home/me/pets", "train": "../train/images", "val": "../val/images", "names": ["cat", "dog"]}
+    folder = write(settings=settings)
+    for split in ("train", "val"):
+        with pytest.raises(
+            FileNotFoundError, match=rf"{split}/images: no such folder or list, but .*data\.yaml names it"
+        ):
+            read_yolo(folder, split)
+
+
 def test_lists_of_pictures(write):
     folder = write(settings={**SETTINGS, "train": "train.txt"})
     (folder / "train.txt").write_text("./images/train/b.png\nimages/train/a.png\n")

@@ -178,10 +178,9 @@ def _find_splits(folder: Path, settings: dict[str, Any]) -> dict[str, list[Path]
 def _find_place(root: Path, folder: Path, entry: str) -> Path:
     """A folder or list that `data.yaml` names; exporters write "../train/images" for one in their own folder."""
     parts = [part for part in Path(entry).parts if part not in ("..", "/")]
-    choices = [
-        root / entry,
-        *(base.joinpath(*parts[-count:]) for count in (len(parts), 2, 1) for base in (root, folder)),
-    ]
+    # "images" alone says nothing of a split: it would be the pictures of all of them.
+    counts = [count for count in (len(parts), 2, 1) if parts[-count:] != ["images"] or len(parts) == 1]
+    choices = [root / entry, *(base.joinpath(*parts[-count:]) for count in counts for base in (root, folder))]
     found = [path for path in choices if path.exists() and _is_inside(path, folder)]
     return found[0] if found else choices[0]
 

@@ -270,7 +270,7 @@ class EvaluationArguments:
         batch_size (`int`): Pictures at once.
         num_pictures (`int`): Pictures in the log, what was found beside what is annotated.
         metric (`str`, *optional*): What is the best, `TASK/NAME`, higher is better; by default `AP` of the first task,
-            or of captions the share of words that are right.
+            or `reproduced` of captions, how many are word for word an annotated one.
         patience (`int`, *optional*): Stop after so many evaluations in a row without a new best."""
 
     split: str | None = None

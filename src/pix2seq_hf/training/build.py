@@ -426,8 +426,7 @@ def build_loader(
 
 
 def start_worker(worker: int) -> None:
-    """Called in every worker process: one thread is enough, and it is the parent that ends it."""
-    torch.set_num_threads(1)
+    """Called in every worker process: it is the parent that ends it."""
     ignore_stop_signals()
 
 

@@ -61,6 +61,10 @@ class Watch:
         self.guessing_loss, self.max_loss_factor, self.max_bad = guessing_loss, max_loss_factor, max_bad
         self.bad: dict[str, dict[int, str]] = {name: {} for name in datasets}
         self.limits: dict[str, float] = {}
+        if (folder / "bad_samples.txt").is_file():  # of the same run, before it was interrupted
+            for line in (folder / "bad_samples.txt").read_text(encoding="utf-8").splitlines():
+                name, row, reason = line.split("\t", 2)
+                self.bad[name][int(row)] = reason
         self._waiting: tuple[int, Mapping[str, TaskStep]] | None = None
 
     @property
