@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from pix2seq_hf.data.scenes import draw_scene
+from pix2seq_hf.data.shapes import draw_shapes
 
 ALL_TASKS = ["object_detection", "instance_segmentation", "keypoint_detection", "captioning"]
 CATEGORIES = [{"id": 2, "name": "disc"}, {"id": 3, "name": "star"}, {"id": 7, "name": "cross"}]  # ids with gaps
@@ -18,7 +18,7 @@ def write_drawn_coco(folder, split="train", num_images=4, seed=0):
     images, objects, points, captions = [], [], [], []
     for image_id in range(11, 11 + num_images):
         height, width = (int(size) for size in rng.integers(60, 140, 2))
-        picture, shapes = draw_scene(rng, (height, width))
+        picture, shapes = draw_shapes(rng, (height, width))
         picture.save(folder / split / f"{image_id:03}.png")
         images.append({"id": image_id, "file_name": f"{image_id:03}.png", "width": width, "height": height})
         captions += [{"id": len(captions) + place, "image_id": image_id, "caption": text} for place, text in

@@ -19,7 +19,7 @@ from pix2seq_hf.data.collation import (
     split_batch,
 )
 from pix2seq_hf.data.rows import load_record
-from pix2seq_hf.data.scenes import write_scenes
+from pix2seq_hf.data.shapes import write_shapes
 from pix2seq_hf.data.transforms import (
     Apply,
     Compose,
@@ -40,7 +40,7 @@ from tiny_multitask import multitask_config, multitask_processor, tiny_tokenizer
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, "train", 5, seed=0, image_size=(48, 64))
+    write_shapes(folder, "train", 5, seed=0, image_size=(48, 64))
     return read_coco(folder, "train").dataset
 
 

@@ -15,7 +15,7 @@ import torch
 
 from drawn_coco import ALL_TASKS, write_drawn_coco
 from pix2seq_hf.data.coco import read_coco
-from pix2seq_hf.data.scenes import write_scenes
+from pix2seq_hf.data.shapes import write_shapes
 from pix2seq_hf.evaluation import command, watching
 from pix2seq_hf.evaluation.answers import AnswerFolder, prepare
 from pix2seq_hf.evaluation.measure import measure, score
@@ -276,7 +276,7 @@ def test_options_reach_the_model(data, model_folder, tmp_path):
 
 class TestOracle:
     def test_what_bins_cost(self, tmp_path, capsys):
-        write_scenes(tmp_path, "val", 12, seed=3, image_size=(200, 320))
+        write_shapes(tmp_path, "val", 12, seed=3, image_size=(200, 320))
         json_file = tmp_path / "numbers.json"
         evaluate("--oracle", "--data", tmp_path, "--split", "val", "--oracle-bins", "20,2000", "--json", json_file)
         table = read_json(json_file)["oracle"]

@@ -9,7 +9,7 @@ import pytest
 from pix2seq_hf.configuration_pix2seq import Pix2SeqConfig
 from pix2seq_hf.data.coco import read_coco
 from pix2seq_hf.data.mixture import MixtureSampler, join_splits, renumber
-from pix2seq_hf.data.scenes import SCENE_CLASSES, write_scenes
+from pix2seq_hf.data.shapes import SHAPE_CLASSES, write_shapes
 from pix2seq_hf.training.arguments import build_recipe
 from pix2seq_hf.training.build import build_dataset, open_material
 
@@ -18,12 +18,12 @@ from pix2seq_hf.training.build import build_dataset, open_material
 def folders(tmp_path_factory):
     """Two data sets of drawn shapes; the second numbers and writes its classes in another way, and has one more."""
     first, second = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("second")
-    write_scenes(first, "train", 4, seed=0, image_size=(32, 32), max_objects=2)
-    write_scenes(second, "train", 6, seed=1, image_size=(32, 32), max_objects=2)
+    write_shapes(first, "train", 4, seed=0, image_size=(32, 32), max_objects=2)
+    write_shapes(second, "train", 6, seed=1, image_size=(32, 32), max_objects=2)
     path = second / "annotations/instances_train.json"
     content = json.loads(path.read_text())
-    new_id = {label: 50 - label for label in SCENE_CLASSES}
-    content["categories"] = [{"id": new_id[label], "name": name.upper()} for label, name in SCENE_CLASSES.items()]
+    new_id = {label: 50 - label for label in SHAPE_CLASSES}
+    content["categories"] = [{"id": new_id[label], "name": name.upper()} for label, name in SHAPE_CLASSES.items()]
     content["categories"].append({"id": 1, "name": "blob"})
     for item in content["annotations"]:
         item["category_id"] = new_id[item["category_id"]]
@@ -35,8 +35,8 @@ def folders(tmp_path_factory):
 def test_classes_are_matched_by_name(folders):
     first, second = (read_coco(folder, "train") for folder in folders)
     joined = join_splits([first, second])
-    free = max(SCENE_CLASSES) + 1
-    assert joined.id2label == {**SCENE_CLASSES, free: "blob"}
+    free = max(SHAPE_CLASSES) + 1
+    assert joined.id2label == {**SHAPE_CLASSES, free: "blob"}
     assert joined.dataset["labels"][:4] == first.dataset["labels"]
     for labels, raw in zip(joined.dataset["labels"][4:], second.dataset["labels"], strict=True):
         assert labels == [free if label == 1 else 50 - label for label in raw]
@@ -45,10 +45,10 @@ def test_classes_are_matched_by_name(folders):
 
 def test_a_model_measures_other_numbers_by_name(folders):
     first, second = (read_coco(folder, "train") for folder in folders)
-    assert renumber(first, SCENE_CLASSES) is first
-    free = max(SCENE_CLASSES) + 1
-    changed = renumber(second, SCENE_CLASSES)
-    assert set(changed.id2label) == {*SCENE_CLASSES, free}
+    assert renumber(first, SHAPE_CLASSES) is first
+    free = max(SHAPE_CLASSES) + 1
+    changed = renumber(second, SHAPE_CLASSES)
+    assert set(changed.id2label) == {*SHAPE_CLASSES, free}
     names = [changed.id2label[item["category_id"]] for item in changed.annotations["annotations"]]
     assert names == [second.id2label[item["category_id"]] for item in second.annotations["annotations"]]
     assert {item["id"]: item["name"] for item in changed.annotations["categories"]} == changed.id2label

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pix2seq_hf import Pix2SeqConfig, Pix2SeqForConditionalGeneration, Pix2SeqProcessor
-from pix2seq_hf.data.scenes import SCENE_CLASSES, draw_scene
+from pix2seq_hf.data.shapes import SHAPE_CLASSES, draw_shapes
 from pix2seq_hf.training.pretrained import adapt_state, load_pretrained, map_tokens, match_classes, shorten
 from tiny_models import make_config, make_model
 from tiny_multitask import multitask_config, save_multitask, tiny_tokenizer
@@ -273,10 +273,10 @@ SIZES = {
 def draw_scenes(names, num_scenes, seed):
     """Pictures of one shape each, as `(picture, box, name of the shape)`."""
     rng = np.random.default_rng(seed)
-    kinds = [kind for kind, name in SCENE_CLASSES.items() if name in names]
+    kinds = [kind for kind, name in SHAPE_CLASSES.items() if name in names]
     for _ in range(num_scenes):
-        picture, [shape] = draw_scene(rng, (32, 32), 1, (0.4, 0.7), labels=kinds, use_class_colors=True)
-        yield picture, list(shape.box_xywh), SCENE_CLASSES[shape.label]
+        picture, [shape] = draw_shapes(rng, (32, 32), 1, (0.4, 0.7), labels=kinds, use_class_colors=True)
+        yield picture, list(shape.box_xywh), SHAPE_CLASSES[shape.label]
 
 
 def build_batch(config, scenes):

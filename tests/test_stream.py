@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from pix2seq_hf.data.coco import read_coco
 from pix2seq_hf.data.convert import convert_splits
-from pix2seq_hf.data.scenes import write_scenes
+from pix2seq_hf.data.shapes import write_shapes
 from pix2seq_hf.data.sources import open_stream
 from pix2seq_hf.data.stream import StreamDataset
 from pix2seq_hf.training.arguments import build_recipe
@@ -48,7 +48,7 @@ def no_wait(monkeypatch):
 def parquet(tmp_path_factory):
     """Seven drawn pictures, with their pixels, in two parquet files."""
     folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder / "coco", "train", 7, seed=0, image_size=(32, 32), max_objects=2)
+    write_shapes(folder / "coco", "train", 7, seed=0, image_size=(32, 32), max_objects=2)
     split = read_coco(folder / "coco", "train")
     convert_splits(folder / "coco", {"train": split}, folder / "parquet", shard_bytes=2000)
     return folder / "parquet"

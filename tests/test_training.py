@@ -8,7 +8,7 @@ import yaml
 from accelerate import Accelerator
 from safetensors import safe_open
 
-from pix2seq_hf.data.scenes import SCENE_CLASSES, write_scenes
+from pix2seq_hf.data.shapes import SHAPE_CLASSES, write_shapes
 from pix2seq_hf.training import command
 from pix2seq_hf.training.arguments import Recipe, build_recipe, load_recipe, save_recipe
 from pix2seq_hf.training.build import build_model
@@ -48,7 +48,7 @@ def tiny(**sections):
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, "train2017", 6, seed=0, image_size=(32, 32), max_objects=2)
+    write_shapes(folder, "train2017", 6, seed=0, image_size=(32, 32), max_objects=2)
     return folder
 
 
@@ -157,7 +157,7 @@ def test_it_learns_and_saves_what_from_pretrained_needs(scenes, tmp_path):
 
     model = pix2seq_hf.Pix2SeqForConditionalGeneration.from_pretrained(final)
     processor = pix2seq_hf.Pix2SeqProcessor.from_pretrained(final)
-    assert model.config.id2label == SCENE_CLASSES == processor.vocabulary.id2label
+    assert model.config.id2label == SHAPE_CLASSES == processor.vocabulary.id2label
     assert model.config.label2id["star"] == 4
     output = model.generate(pixel_values=torch.zeros(1, 3, 32, 32))
     assert output.sequences.shape == (1, 1 + 4 * 5) and output.class_labels.shape == (1, 4)
@@ -253,7 +253,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(scenes, tmp_path):
         facts = {name: json.loads(value) for name, value in file.metadata().items()}
         assert facts["step"] == 2 and len(facts["image_ids"]) == 4
         batch = {name.removeprefix("0/"): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    model, _ = build_model(recipe.model, SCENE_CLASSES)
+    model, _ = build_model(recipe.model, SHAPE_CLASSES)
     assert model(**batch).loss.isfinite()  # it was the weights that went wrong, not the batch
     ends = json.loads((tmp_path / "run/run.json").read_text())["starts"]
     assert ends[0]["end"].startswith("ValueError: step 2") and ends[0]["end_step"] >= 2
@@ -279,11 +279,11 @@ def test_a_log_that_is_not_there_is_said_before_the_start(scenes, tmp_path):
 def test_fine_tuning_starts_from_a_trained_model(scenes, tmp_path):
     train(tiny(training={"steps": 3}), scenes, tmp_path / "first", show_progress=False)
     recipe = build_recipe({"model": {"pretrained": str(tmp_path / "first/final"), "config": {"drop_path_rate": 0.0}}})
-    model, processor = build_model(recipe.model, SCENE_CLASSES)
+    model, processor = build_model(recipe.model, SHAPE_CLASSES)
     weights = final_weights(tmp_path / "first")
     state = model.state_dict()
     assert all(torch.equal(state[name], value) for name, value in weights.items())
-    assert model.config.id2label == SCENE_CLASSES == processor.vocabulary.id2label
+    assert model.config.id2label == SHAPE_CLASSES == processor.vocabulary.id2label
     assert model.config.drop_path_rate == 0.0 and model.config.hidden_size == 16
 
 

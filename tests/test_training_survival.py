@@ -17,7 +17,7 @@ import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from pix2seq_hf.data.scenes import write_scenes
+from pix2seq_hf.data.shapes import write_shapes
 from pix2seq_hf.modeling_pix2seq import Pix2SeqForConditionalGeneration
 from pix2seq_hf.training.arguments import build_recipe
 from pix2seq_hf.training.checkpoints import (
@@ -41,7 +41,7 @@ def tiny(**sections):
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, "train2017", 6, seed=0, image_size=(32, 32), max_objects=2)
+    write_shapes(folder, "train2017", 6, seed=0, image_size=(32, 32), max_objects=2)
     return folder
 
 
@@ -134,7 +134,7 @@ def test_what_is_shown_may_change_but_not_what_is_learnt(scenes, tmp_path):
     shutil.rmtree(tmp_path / "run/checkpoints/step-6")
     train(tiny(training={**TINY["training"], "log_steps": 1}), scenes, tmp_path / "run", show_progress=False)
     other = tmp_path / "other"
-    write_scenes(other, "train2017", 6, seed=1, image_size=(32, 32), max_objects=2)
+    write_shapes(other, "train2017", 6, seed=1, image_size=(32, 32), max_objects=2)
     shutil.rmtree(tmp_path / "run/final")
     with pytest.raises(ValueError, match=r"other: is not the data that .*run was trained on so far"):
         train(tiny(), other, tmp_path / "run", show_progress=False)
@@ -203,7 +203,7 @@ def cut_picture(folder, number):
 
 
 def test_a_bad_picture_is_left_out_and_named(tmp_path, caplog):
-    write_scenes(tmp_path, "train2017", 6, seed=0, image_size=(32, 32), max_objects=2)
+    write_shapes(tmp_path, "train2017", 6, seed=0, image_size=(32, 32), max_objects=2)
     path = cut_picture(tmp_path, 2)
     final = train(tiny(), tmp_path, tmp_path / "run", show_progress=False)
     assert all(value.isfinite().all() for value in weights_of(final.parent).values())
@@ -217,7 +217,7 @@ def test_a_bad_picture_is_left_out_and_named(tmp_path, caplog):
 
 
 def test_too_many_bad_pictures_end_the_run(tmp_path):
-    write_scenes(tmp_path, "train2017", 6, seed=0, image_size=(32, 32), max_objects=2)
+    write_shapes(tmp_path, "train2017", 6, seed=0, image_size=(32, 32), max_objects=2)
     for number in (1, 4):
         cut_picture(tmp_path, number)
     with pytest.raises(ValueError, match=r"^2 of the 6 samples of object_detection cannot be used, more than data"):

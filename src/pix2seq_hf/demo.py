@@ -43,14 +43,14 @@ def run(args: argparse.Namespace) -> int:
     if args.steps is not None:
         overrides += [f"training.steps={args.steps}", f"optimization.warmup_steps={args.steps // 10}"]
 
-    from pix2seq_hf.data.scenes import write_scenes
+    from pix2seq_hf.data.shapes import write_shapes
     from pix2seq_hf.training.arguments import load_recipe
 
     recipe = load_recipe("demo", overrides)
     clear_earlier_demo(output)
     print(f"1/3  drawing {NUM_TRAINING + NUM_NEW} pictures of shapes", flush=True)
-    write_scenes(output / "scenes", "train", NUM_TRAINING, args.seed, image_size=TRAINING_SIZE, **SCENE)
-    write_scenes(output / "scenes", "new", NUM_NEW, args.seed, image_size=NEW_SIZE, **SCENE)
+    write_shapes(output / "scenes", "train", NUM_TRAINING, args.seed, image_size=TRAINING_SIZE, **SCENE)
+    write_shapes(output / "scenes", "new", NUM_NEW, args.seed, image_size=NEW_SIZE, **SCENE)
 
     import torch
 

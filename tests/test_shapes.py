@@ -1,4 +1,4 @@
-"""Drawn scenes: boxes fit the pixels, everything follows from the seed, and the folder is a COCO folder."""
+"""Drawn shapes: boxes fit the pixels, everything follows from the seed, and the folder is a COCO folder."""
 
 import json
 
@@ -7,11 +7,11 @@ import pytest
 
 from pix2seq_hf.data.coco import read_coco
 from pix2seq_hf.data.rows import load_record
-from pix2seq_hf.data.scenes import SCENE_CLASSES, draw_scene, scene_generator, write_scenes
+from pix2seq_hf.data.shapes import SHAPE_CLASSES, draw_shapes, shape_generator, write_shapes
 
 
 def draw(index, **options):
-    return draw_scene(scene_generator(0, "train", index), **options)
+    return draw_shapes(shape_generator(0, "train", index), **options)
 
 
 def test_the_seed_decides():
@@ -20,13 +20,13 @@ def test_the_seed_decides():
     other, _ = draw(4)
     assert np.array_equal(first, again) and objects == same_objects
     assert not np.array_equal(first, other)
-    assert not np.array_equal(first, draw_scene(scene_generator(0, "val", 3))[0])
-    assert not np.array_equal(first, draw_scene(scene_generator(1, "train", 3))[0])
+    assert not np.array_equal(first, draw_shapes(shape_generator(0, "val", 3))[0])
+    assert not np.array_equal(first, draw_shapes(shape_generator(1, "train", 3))[0])
 
 
 def test_variety():
     scenes = [draw(index)[1] for index in range(60)]
-    assert {item.label for scene in scenes for item in scene} == set(SCENE_CLASSES)
+    assert {item.label for scene in scenes for item in scene} == set(SHAPE_CLASSES)
     assert {len(scene) for scene in scenes} == {1, 2, 3, 4, 5}
     areas = [item.area for scene in scenes for item in scene]
     assert max(areas) > 8 * min(areas)
@@ -59,12 +59,12 @@ def test_boxes_are_where_the_shape_is():
 
 
 def test_folder(tmp_path):
-    path = write_scenes(tmp_path, "val", 4, seed=7, image_size=(64, 96), max_objects=3)
+    path = write_shapes(tmp_path, "val", 4, seed=7, image_size=(64, 96), max_objects=3)
     assert path == tmp_path / "annotations/instances_val.json"
     split = read_coco(tmp_path, "val")
-    assert split.id2label == SCENE_CLASSES and len(split.dataset) == 4
+    assert split.id2label == SHAPE_CLASSES and len(split.dataset) == 4
     record = load_record(split.dataset[2])
-    picture, objects = draw_scene(scene_generator(7, "val", 2), image_size=(64, 96), max_objects=3)
+    picture, objects = draw_shapes(shape_generator(7, "val", 2), image_size=(64, 96), max_objects=3)
     assert np.array_equal(record["image"].permute(1, 2, 0), picture)
     assert record["labels"].tolist() == [item.label for item in objects]
     left, top, width, height = objects[0].box_xywh

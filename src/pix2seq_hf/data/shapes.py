@@ -1,4 +1,4 @@
-r"""What can be trained on without a download: drawn pictures of shapes whose boxes are known exactly.
+r"""What can be learnt in minutes, without a download: drawn pictures of plain shapes whose boxes are known exactly.
 
 Every picture follows from (seed, split, index) alone. Shapes differ in kind, size, rotation, colour and texture, may
 overlap and reach to the border; the background has a gradient, clutter and noise.
@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-SCENE_CLASSES = {1: "disc", 2: "rectangle", 3: "triangle", 4: "star", 5: "ring", 6: "cross"}
+SHAPE_CLASSES = {1: "disc", 2: "rectangle", 3: "triangle", 4: "star", 5: "ring", 6: "cross"}
 SUPERSAMPLING = 4  # shapes are drawn this many times larger and shrunk, for smooth edges
 TEXTURES = ("plain", "stripes", "checks", "dots", "gradient")
 
 
-class SceneObject(NamedTuple):
+class Shape(NamedTuple):
     r"""One shape of a scene.
 
     Args:
-        label (`int`): Key of `SCENE_CLASSES`.
+        label (`int`): Key of `SHAPE_CLASSES`.
         box_xywh (`tuple[int, int, int, int]`): Left, top, width, height in pixels of the whole shape inside the frame.
         area (`int`): Pixels of the whole shape."""
 
@@ -33,16 +33,16 @@ class SceneObject(NamedTuple):
     area: int
 
 
-def draw_scene(
+def draw_shapes(
     rng: np.random.Generator,
     image_size: tuple[int, int] = (128, 128),
     max_objects: int = 5,
     size_range: tuple[float, float] = (0.15, 0.5),
     min_visible: float = 0.5,
-    labels: Sequence[int] = tuple(SCENE_CLASSES),
+    labels: Sequence[int] = tuple(SHAPE_CLASSES),
     textures: Sequence[str] = TEXTURES,
     use_class_colors: bool = False,
-) -> tuple[Image.Image, list[SceneObject]]:
+) -> tuple[Image.Image, list[Shape]]:
     r"""Draw one picture of one or more shapes.
 
     Args:
@@ -51,7 +51,7 @@ def draw_scene(
         max_objects (`int`): Most shapes; at least one is drawn.
         size_range (`tuple[float, float]`): Smallest and largest diameter as a share of the shorter side.
         min_visible (`float`): Share of every shape that later shapes and the border must leave visible.
-        labels (`Sequence[int]`): Kinds of shapes, keys of `SCENE_CLASSES`.
+        labels (`Sequence[int]`): Kinds of shapes, keys of `SHAPE_CLASSES`.
         textures (`Sequence[str]`): Kinds of paint, of `TEXTURES`.
         use_class_colors (`bool`): Give every kind of shape its own range of hues, on a background that is nearly gray:
             what a small network learns in minutes.
@@ -60,7 +60,7 @@ def draw_scene(
     canvas = _draw_background(rng, image_size, _gray_colors if use_class_colors else _any_colors)
     num_objects = int(rng.integers(1, max_objects + 1))
     visible: list[np.ndarray] = []
-    objects: list[SceneObject] = []
+    objects: list[Shape] = []
     for _ in range(20 * num_objects):  # attempts: a crowded picture ends with fewer shapes
         if len(objects) == num_objects:
             break
@@ -82,13 +82,13 @@ def draw_scene(
         visible = [*remaining, mask]
         (rows,), (columns,) = np.nonzero(mask.any(1)), np.nonzero(mask.any(0))
         box = (columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0])
-        objects.append(SceneObject(label, tuple(int(value) for value in box), int(mask.sum())))
+        objects.append(Shape(label, tuple(int(value) for value in box), int(mask.sum())))
 
     canvas += rng.normal(0, rng.uniform(0, 0.04), canvas.shape)
     return Image.fromarray((canvas.clip(0, 1) * 255).round().astype(np.uint8)), objects
 
 
-def write_scenes(folder: str | Path, split: str, num_images: int, seed: int, **options: Any) -> Path:
+def write_shapes(folder: str | Path, split: str, num_images: int, seed: int, **options: Any) -> Path:
     r"""Draw a set of pictures and write it as a COCO folder, to be read by [`~data.coco.read_coco`].
 
     Args:
@@ -96,7 +96,7 @@ def write_scenes(folder: str | Path, split: str, num_images: int, seed: int, **o
         split (`str`): Name of the split; different splits of one seed have different pictures.
         num_images (`int`): How many.
         seed (`int`): The same seed draws the same pictures.
-        **options: Of [`draw_scene`].
+        **options: Of [`draw_shapes`].
     Returns:
         `Path`: The annotation file."""
     folder = Path(folder)
@@ -104,7 +104,7 @@ def write_scenes(folder: str | Path, split: str, num_images: int, seed: int, **o
     (folder / "annotations").mkdir(exist_ok=True)
     images, annotations = [], []
     for index in range(num_images):
-        picture, objects = draw_scene(scene_generator(seed, split, index), **options)
+        picture, objects = draw_shapes(shape_generator(seed, split, index), **options)
         image_id = index + 1
         file_name = f"{image_id:06d}.png"
         picture.save(folder / split / file_name)
@@ -124,14 +124,14 @@ def write_scenes(folder: str | Path, split: str, num_images: int, seed: int, **o
         "info": {"description": f"{num_images} drawn pictures, seed {seed}, split {split}"},
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": label, "name": name} for label, name in SCENE_CLASSES.items()],
+        "categories": [{"id": label, "name": name} for label, name in SHAPE_CLASSES.items()],
     }
     path = folder / "annotations" / f"instances_{split}.json"
     path.write_text(json.dumps(content))
     return path
 
 
-def scene_generator(seed: int, split: str, index: int) -> np.random.Generator:
+def shape_generator(seed: int, split: str, index: int) -> np.random.Generator:
     """Return the source of randomness of one picture of a set."""
     return np.random.default_rng([seed, zlib.crc32(split.encode()), index])
 
@@ -148,7 +148,7 @@ def _gray_colors(rng: np.random.Generator) -> np.ndarray:
 
 def _class_colors(rng: np.random.Generator, label: int) -> np.ndarray:
     """Two colours with a hue of the class, strong and not too dark."""
-    hues = (label - 1 + rng.uniform(-0.25, 0.25, size=2)) / len(SCENE_CLASSES)
+    hues = (label - 1 + rng.uniform(-0.25, 0.25, size=2)) / len(SHAPE_CLASSES)
     colors = [colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.6, 1), rng.uniform(0.5, 1)) for hue in hues]
     return np.array(colors, dtype=np.float32)
 
@@ -175,10 +175,10 @@ def _draw_shape(
     height, width = image_size
     radius = diameter / 2
     center = np.array([rng.uniform(0.6 * radius, size - 0.6 * radius) for size in (width, height)])  # x, y
-    stretch = rng.uniform(0.6, 1.0) if SCENE_CLASSES[label] in ("disc", "rectangle", "ring") else 1.0
+    stretch = rng.uniform(0.6, 1.0) if SHAPE_CLASSES[label] in ("disc", "rectangle", "ring") else 1.0
     turn = rng.uniform(0, 2 * math.pi)
     outlines = [
-        _turn(np.array(outline) * radius * [1.0, stretch], turn) + center for outline in _OUTLINES[SCENE_CLASSES[label]]
+        _turn(np.array(outline) * radius * [1.0, stretch], turn) + center for outline in _OUTLINES[SHAPE_CLASSES[label]]
     ]
     layer = Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING))
     pen = ImageDraw.Draw(layer)
