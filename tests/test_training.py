@@ -82,7 +82,7 @@ def test_overrides(tmp_path):
     recipe = load_recipe(
         path,
         [
-            "training.steps=9",
+            "training.steps=9e0",
             "optimization.learning_rate=3e-4",
             "model.config.hidden_size=24",
             "data.image_ids=[3, 4]",
@@ -128,6 +128,20 @@ def test_a_saved_recipe_is_the_same_recipe(tmp_path):
         ("training.mixed_precision=half", "use no, bf16 or fp16"),
         ("model.preset=vit-x", "choose one of vit-b, vit-l, resnet, resnet-c"),
         ("training.gradient_accumulation_steps=3", "batch_size 4 is not divisible by .* 3"),
+        (
+            "training.learning_rate=1",
+            "unknown setting training.learning_rate; did you mean optimization.learning_rate?",
+        ),
+        ("data.hidden_size=8", "unknown setting data.hidden_size; did you mean model.config.hidden_size?"),
+        ("optimization.batch_size=8", "did you mean training.batch_size?"),
+        ("optimization.learning_rate=-1", "optimization.learning_rate is -1.0, it must be at least 0"),
+        ("optimization.weight_decay=nan", "optimization.weight_decay is nan, it must be at least 0"),
+        ("optimization.beta1=2", "optimization.beta1 is 2.0, it must be between 0 and 1"),
+        ("training.steps=1.5e0", "training.steps must be a whole number, not '1.5e0'"),
+        (
+            "object_detection.object_order=scores",
+            "object_detection.object_order 'scores': use one of random, area, none",
+        ),
     ],
 )
 def test_wrong_settings_are_named(tmp_path, override, message):
@@ -262,6 +276,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(scenes, tmp_path):
 def test_settings_that_do_not_fit_together(scenes, tmp_path):
     config = {**TINY["model"]["config"], "max_instances_per_image": 5}
     with pytest.raises(ValueError, match="max_instances_per_image 5 needs 25 positions, max_position_embeddings is 20"):
+        train(tiny(model={"config": config}), scenes, tmp_path / "run")
+    config = {**TINY["model"]["config"], "hidden_size": 17, "intermediate_size": 34}
+    with pytest.raises(ValueError, match="^hidden_size 17 is not divisible by num_attention_heads 2$"):
         train(tiny(model={"config": config}), scenes, tmp_path / "run")
     config = {**TINY["model"]["config"], "coord_vocab_shift": 105}
     with pytest.raises(ValueError, match="105"):  # six classes need tokens up to 106

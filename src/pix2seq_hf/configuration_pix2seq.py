@@ -271,6 +271,8 @@ class Pix2SeqConfig(PreTrainedConfig):
             size, heads = getattr(self, f"{prefix}hidden_size"), getattr(self, f"{prefix}num_attention_heads")
             if size < heads:
                 raise ValueError(f"{prefix}num_attention_heads {heads} is larger than {prefix}hidden_size {size}")
+            if heads < 1 or size % heads:
+                raise ValueError(f"{prefix}hidden_size {size} is not divisible by {prefix}num_attention_heads {heads}")
         if self.intermediate_size < self.hidden_size:
             raise ValueError(
                 f"intermediate_size {self.intermediate_size} is smaller than hidden_size {self.hidden_size}"

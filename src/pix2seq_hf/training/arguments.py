@@ -18,6 +18,8 @@ import yaml
 from pix2seq_hf.configuration_pix2seq import PRESETS, Pix2SeqConfig
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+# What annotations have for an order is "none" for detection and, as in the reference, "scores" for segmentation.
+OBJECT_ORDERS = {"object_detection": ("random", "area", "none"), "instance_segmentation": ("scores", "random", "area")}
 
 
 @dataclass(frozen=True)
@@ -328,6 +330,15 @@ class Recipe:
             ("evaluation.num_pictures", self.evaluation.num_pictures, 0),
             ("evaluation.patience", self.evaluation.patience, 1),
             ("data.shuffle_buffer", self.data.shuffle_buffer, 1),
+            ("optimization.learning_rate", self.optimization.learning_rate, 0),
+            ("optimization.warmup_epochs", self.optimization.warmup_epochs, 0),
+            ("optimization.tail_steps", self.optimization.tail_steps, 0),
+            ("optimization.end_lr_factor", self.optimization.end_lr_factor, 0),
+            ("optimization.weight_decay", self.optimization.weight_decay, 0),
+            ("optimization.eps", self.optimization.eps, 0),
+            ("optimization.max_grad_norm", self.optimization.max_grad_norm, 0),
+            ("training.epochs", self.training.epochs, 0),
+            ("training.max_loss_factor", self.training.max_loss_factor, 0),
             ("data.weight", self.data.weight, 0),
             *((f"data.others[{number}].weight", other.weight, 0) for number, other in enumerate(self.data.others)),
             ("training.seed", self.training.seed, 0),
@@ -335,16 +346,22 @@ class Recipe:
             *((f"{task}.batch_duplicates", settings.batch_duplicates, 1) for task, settings in self.tasks.items()),
             *((f"{task}.weight", settings.weight, 0) for task, settings in self.tasks.items()),
         ):
-            if value is not None and value < smallest:
+            if value is not None and not value >= smallest:  # NaN is refused, too
                 raise ValueError(f"{name} is {value}, it must be at least {smallest}")
         for name, value in (
             ("data.max_bad", self.data.max_bad),
+            ("optimization.beta1", self.optimization.beta1),
+            ("optimization.beta2", self.optimization.beta2),
             ("optimization.ema_decay", self.optimization.ema_decay),
         ):
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}, it must be between 0 and 1")
         if self.evaluation.boxes not in ("detected", "annotated"):
             raise ValueError(f"evaluation.boxes {self.evaluation.boxes!r}: use detected or annotated")
+        for task, orders in OBJECT_ORDERS.items():
+            settings = self.tasks.get(task)
+            if settings is not None and settings.object_order not in orders:
+                raise ValueError(f"{task}.object_order {settings.object_order!r}: use one of {', '.join(orders)}")
         for name, tasks in (
             ("evaluation.tasks", self.evaluation.tasks),
             *((f"data.others[{number}].tasks", other.tasks) for number, other in enumerate(self.data.others)),
@@ -468,6 +485,7 @@ def list_recipes() -> list[str]:
 def build_recipe(settings: Mapping[str, Any], source: str = "recipe") -> Recipe:
     """Build a [`Recipe`] from nested settings; `source` begins the error messages."""
     _refuse_unknown(settings, [item.name for item in dataclasses.fields(Recipe)], "", source)
+    homes = _homes_of_settings()
     sections = {}
     for section in dataclasses.fields(Recipe):
         (kind, *optional) = typing.get_args(section.type) or (section.type,)
@@ -476,6 +494,7 @@ def build_recipe(settings: Mapping[str, Any], source: str = "recipe") -> Recipe:
         given = {} if settings.get(section.name) is None else settings[section.name]
         if not isinstance(given, Mapping):
             raise ValueError(f"{source}: {section.name} must be a section with settings in it, not {given!r}")
+        _refuse_unknown(given, typing.get_type_hints(kind), f"{section.name}.", source, homes)
         sections[section.name] = _build_section(kind, given, section.name, source)
     known = [item.name for item in dataclasses.fields(Pix2SeqConfig)]
     _refuse_unknown(sections["model"].config, known, "model.config.", source)
@@ -517,12 +536,26 @@ def _assign(settings: dict, keys: list[str], value: Any, override: str) -> None:
     settings[keys[-1]] = value
 
 
-def _refuse_unknown(given: Iterable[str], known: Iterable[str], prefix: str, source: str) -> None:
+def _refuse_unknown(
+    given: Iterable[str], known: Iterable[str], prefix: str, source: str, homes: Mapping[str, str] | None = None
+) -> None:
+    """Raise a ValueError for a name that is not known; `homes` says which section has a setting of that name."""
     known = list(known)
     for name in given:
         if name not in known:
             nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{source}: unknown setting {prefix}{name}; did you mean {prefix}{nearest}?")
+            advice = (homes or {}).get(str(name), f"{prefix}{nearest}")
+            raise ValueError(f"{source}: unknown setting {prefix}{name}; did you mean {advice}?")
+
+
+def _homes_of_settings() -> dict[str, str]:
+    """Every setting with its section, by its name alone; of several sections the first, those of tasks last."""
+    homes = {}
+    for section in sorted(dataclasses.fields(Recipe), key=lambda section: bool(typing.get_args(section.type))):
+        (kind, *_) = typing.get_args(section.type) or (section.type,)
+        for item in dataclasses.fields(kind):
+            homes.setdefault(item.name, f"{section.name}.{item.name}")
+    return {**{item.name: f"model.config.{item.name}" for item in dataclasses.fields(Pix2SeqConfig)}, **homes}
 
 
 def _convert(value: Any, hint: Any, name: str, source: str) -> Any:
@@ -534,6 +567,10 @@ def _convert(value: Any, hint: Any, name: str, source: str) -> Any:
     if kind is float and not isinstance(value, bool):
         with contextlib.suppress(TypeError, ValueError):
             return float(value)  # a whole number too, or a text such as 3e-5, which YAML takes for a word
+    if kind is int and isinstance(value, str | float):
+        with contextlib.suppress(ValueError):
+            if float(value).is_integer():
+                return int(float(value))  # 1e3, which YAML takes for a word
     if kind is str and value is False:
         return "no"  # which YAML takes for false
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
