@@ -8,7 +8,7 @@ import torch
 
 from pix2seq_hf.configuration_pix2seq import Pix2SeqConfig
 from pix2seq_hf.data.coco import read_coco
-from pix2seq_hf.data.scenes import SCENE_CLASSES, write_scenes
+from pix2seq_hf.data.shapes import SHAPE_CLASSES, write_shapes
 from pix2seq_hf.evaluation import command
 from pix2seq_hf.generation_pix2seq import build_generation_config
 from pix2seq_hf.modeling_pix2seq import Pix2SeqForConditionalGeneration
@@ -19,7 +19,7 @@ from pix2seq_hf.task_object_detection import object_tokens
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, "val", 5, seed=0, image_size=(40, 64), max_objects=2)
+    write_shapes(folder, "val", 5, seed=0, image_size=(40, 64), max_objects=2)
     return folder
 
 
@@ -30,7 +30,7 @@ def model_folder(tmp_path_factory):
         image_size=(64, 64), patch_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=16, decoder_hidden_size=16, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
         decoder_intermediate_size=16, vocab_size=2000, max_instances_per_image=3, max_position_embeddings=15,
-        id2label=SCENE_CLASSES,
+        id2label=SHAPE_CLASSES,
     )  # fmt: skip
     model = Pix2SeqForConditionalGeneration(config)
     model.generation_config = build_generation_config(config)
@@ -69,10 +69,10 @@ def test_a_perfect_stream_scores_one(scenes, model_folder, monkeypatch, tmp_path
         boxes[len(boxes)] = torch.tensor(row["boxes_yxyx"]) * torch.tensor([40 / 64, 1, 40 / 64, 1]), row["labels"]
     position = iter(range(5))
 
-    def write_the_truth(self, pixel_values, **kwargs):
+    def write_the_truth(self, encoder_outputs, **kwargs):
         vocabulary = Pix2SeqProcessor.from_config(self.config).vocabulary
         rows = []
-        for _ in pixel_values:
+        for _ in encoder_outputs.last_hidden_state:
             boxes_yxyx, labels = boxes[next(position)]
             tokens = object_tokens(boxes_yxyx, torch.tensor(labels), vocabulary).flatten()
             rows.append(torch.cat([torch.tensor([10]), tokens, torch.zeros(15, dtype=torch.long)])[:16])

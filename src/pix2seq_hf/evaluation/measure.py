@@ -71,7 +71,7 @@ def measure(
         processor (`Pix2SeqProcessor`): That of the model.
         split (`data.rows.Split`): Pictures and ground truth, with what the tasks need.
         question ([`Question`]): What is asked.
-        batch_size (`int`): Pictures at once, in detection.
+        batch_size (`int`): Pictures at once.
         show_progress (`bool`): Show a progress bar of this process' pictures.
         share ([`Share`], *optional*): For several processes, each of which computes the same numbers in the end.
         folder ([`AnswerFolder`], *optional*): Remembers every picture; its finished ones are not asked about.
