@@ -218,8 +218,10 @@ def test_an_interrupted_run_continues_to_the_same_weights(scenes, tmp_path, monk
     assert [path.name for path in (tmp_path / "broken/checkpoints").iterdir()] == ["step-3"]
     with pytest.raises(ValueError, match="has a run already; continue it with --resume"):
         train(recipe, scenes, tmp_path / "broken", resume=False, show_progress=False)
-    with pytest.raises(ValueError, match=r"cannot be continued, training\.steps was 6 and is 7 now"):
-        train(tiny(training={"checkpoint_steps": 3, "steps": 7}), scenes, tmp_path / "broken", resume=True)
+    with pytest.raises(ValueError, match=r"cannot be continued, training\.batch_size was 4 and is 2 now"):
+        train(tiny(training={"checkpoint_steps": 3, "batch_size": 2}), scenes, tmp_path / "broken", resume=True)
+    with pytest.raises(ValueError, match=r"has 6 steps and 5 are asked for: a run can be prolonged, not shortened"):
+        train(tiny(training={"checkpoint_steps": 3, "steps": 5}), scenes, tmp_path / "broken", resume=True)
     train(recipe, scenes, tmp_path / "broken", resume=True, show_progress=False)
     assert_same_weights(tmp_path / "straight", tmp_path / "broken")
 
@@ -278,7 +280,7 @@ def test_settings_that_do_not_fit_together(scenes, tmp_path):
     with pytest.raises(ValueError, match="max_instances_per_image 5 needs 25 positions, max_position_embeddings is 20"):
         train(tiny(model={"config": config}), scenes, tmp_path / "run")
     config = {**TINY["model"]["config"], "hidden_size": 17, "intermediate_size": 34}
-    with pytest.raises(ValueError, match="^hidden_size 17 is not divisible by num_attention_heads 2$"):
+    with pytest.raises(ValueError, match=r"^hidden_size 17 is not divisible by num_attention_heads 2$"):
         train(tiny(model={"config": config}), scenes, tmp_path / "run")
     config = {**TINY["model"]["config"], "coord_vocab_shift": 105}
     with pytest.raises(ValueError, match="105"):  # six classes need tokens up to 106

@@ -208,7 +208,8 @@ def test_a_bad_picture_is_left_out_and_named(tmp_path, caplog):
     final = train(tiny(), tmp_path, tmp_path / "run", show_progress=False)
     assert all(value.isfinite().all() for value in weights_of(final.parent).values())
     lines = (tmp_path / "run/bad_samples.txt").read_text().splitlines()
-    assert len(lines) == 1 and str(path) in lines[0] and lines[0].startswith("object_detection\t2\t")
+    assert lines[0] == "task\tsample\treason"
+    assert len(lines) == 2 and str(path) in lines[1] and lines[1].startswith("object_detection\t2\t")
     assert caplog.text.count(f"left out: {path}") == 1
     shutil.rmtree(final)
     shutil.rmtree(tmp_path / "run/checkpoints/step-6")
@@ -222,7 +223,7 @@ def test_too_many_bad_pictures_end_the_run(tmp_path):
         cut_picture(tmp_path, number)
     with pytest.raises(ValueError, match=r"^2 of the 6 samples of object_detection cannot be used, more than data"):
         train(tiny(), tmp_path, tmp_path / "run", show_progress=False)
-    train(tiny(data={"num_workers": 0, "max_bad": 0.3}), tmp_path, tmp_path / "more", show_progress=False)
+    train(tiny(data={"num_workers": 0, "max_bad": 0.34}), tmp_path, tmp_path / "more", show_progress=False)
 
 
 def test_an_exploding_loss_ends_the_run(scenes, tmp_path):
@@ -290,6 +291,13 @@ def test_unknown_metric(scenes, tmp_path):
     recipe = tiny(evaluation={"split": "train2017", "steps": 2, "metric": "object_detection/AP50"})
     with pytest.raises(ValueError, match=r"evaluation.metric 'object_detection/AP50': there are object_detection/AP, "):
         train(recipe, scenes, tmp_path / "run", show_progress=False)
+    recipe = tiny(evaluation={"split": "train2017", "steps": 2, "metric": "captioning/reproduced"})
+    with pytest.raises(ValueError, match=r"evaluation.metric 'captioning/reproduced': there are object_detection/AP, "):
+        train(recipe, scenes, tmp_path / "run", show_progress=False)
+    assert not (tmp_path / "run/checkpoints").exists()  # it is said before the first step
+    recipe = tiny(evaluation={"split": "train2017", "steps": 6, "metric": "object_detection/AR_max_10"})
+    train(recipe, scenes, tmp_path / "run", show_progress=False)
+    assert (tmp_path / "run/best").is_dir()
 
 
 def test_run_json(scenes, tmp_path):

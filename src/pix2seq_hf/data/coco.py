@@ -103,7 +103,9 @@ def read_coco(
     for number, image_id in enumerate(missing):
         others = f" ({len(missing)} pictures are missing)" if number == 0 and len(missing) > 1 else ""
         picture = folder / split / images[image_id]["file_name"]
-        problems.error("missing picture", f"{picture}: no such picture, but {path} lists it with id {image_id}{others}")
+        words = f"no such picture, but {path} lists it with id {image_id}{others}"
+        if problems.lose("missing picture", f"{picture}: {words}", is_known=True):
+            pictures[image_id] = picture
     kept = [image_id for image_id in kept if image_id in pictures]
 
     grouped = _group(objects)

@@ -345,9 +345,10 @@ class _RowReader:
         """Height and width of a picture, or None if it cannot be used, which is reported under its name."""
         image = row[self.columns.image] or {"bytes": None, "path": None}
         kind, reason = refuse_path(image["path"], self.folders) if image["bytes"] is None else (None, None)
+        height, width = (value_at(row, path) for path in (self.columns.height, self.columns.width))
+        is_known = is_integer(height) and is_integer(width) and min(height, width) > 0
         if reason is None:
-            height, width = (value_at(row, path) for path in (self.columns.height, self.columns.width))
-            if is_integer(height) and is_integer(width) and min(height, width) > 0:
+            if is_known:
                 return [height, width]
             try:
                 content = image["bytes"] if isinstance(image["bytes"], bytes) else None
@@ -358,8 +359,10 @@ class _RowReader:
                 return [width, height] if is_turned else [height, width]
             except Exception as error:  # damaged headers make Pillow's readers raise nearly anything
                 kind, reason = "picture that cannot be used", _one_line(error)
-        if name is not None:
+        if name is not None and kind == "picture outside of the folder":
             self.problems.error(kind, f"{name}: {reason}")
+        elif name is not None and self.problems.lose(kind, f"{name}: {reason}", is_known):
+            return [height, width]
         return None
 
     def _read_objects(self, row: Mapping[str, Any], name: str, image_size: list[int]) -> list[dict[str, Any]]:

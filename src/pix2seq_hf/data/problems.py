@@ -20,15 +20,22 @@ class Problem(NamedTuple):
 class Problems:
     r"""Collects what readers find in a data set.
 
-    A reader mends what it can and says so by [`Problems.repair`]; it reports what it cannot mend by [`Problems.error`],
-    which ends the reading, or returns if all errors are wanted: then the reader leaves the entry out and goes on.
+    A reader mends what it can and says so by [`Problems.repair`]; it reports what it cannot mend by [`Problems.error`]
+    and a single picture that cannot be used by [`Problems.lose`]. Both end the reading, or return if they are wanted:
+    then the reader leaves the entry out and goes on.
 
     Args:
-        keep_going (`bool`): Collect errors too instead of raising the first."""
+        keep_going (`bool`): Collect errors too instead of raising the first.
+        lost (`str`): What becomes of pictures that cannot be used: `"error"`, as of anything else that cannot be
+            mended; `"left out"`; or `"kept"`: where enough is known of one it has its row, so that those after it keep
+            their numbers, and reading it fails."""
 
-    def __init__(self, keep_going: bool = False):
-        self.keep_going = keep_going
+    def __init__(self, keep_going: bool = False, lost: str = "error"):
+        assert lost in ("error", "left out", "kept")
+        self.keep_going, self.on_lost = keep_going, lost
         self.found: list[Problem] = []
+        self.lost: list[Problem] = []
+        self.num_left_out = 0
 
     def repair(self, kind: str, message: str) -> None:
         """Note something that was mended or left out."""
@@ -39,6 +46,25 @@ class Problems:
         if not self.keep_going:
             raise ValueError(message)
         self.found.append(Problem(kind, message, is_error=True))
+
+    def lose(self, kind: str, message: str, is_known: bool = False) -> bool:
+        r"""Note a picture that cannot be used, or whose annotations cannot.
+
+        Args:
+            kind (`str`), message (`str`): As of [`Problem`].
+            is_known (`bool`): Whether size and annotations are known all the same.
+        Returns:
+            `bool`: Whether the reader makes a row of it.
+        Raises:
+            ValueError: Unless errors are collected, or lost pictures are wanted."""
+        if self.on_lost == "error":
+            self.error(kind, message)
+        else:
+            self.found.append(Problem(kind, message, is_error=True))
+        self.lost.append(self.found[-1])
+        is_kept = is_known and self.on_lost == "kept"
+        self.num_left_out += not is_kept
+        return is_kept
 
     @property
     def errors(self) -> list[Problem]:

@@ -75,14 +75,18 @@ def read_voc(
     pictures = {path: _list_pictures(path) for path in {path.parent for path in paths}}
     rows, file_names, flags = [], [], []
     for image_id in kept:
-        path = paths[image_id - 1]
+        path, root = paths[image_id - 1], None
         try:
+            if not path.is_file():
+                raise FileNotFoundError(f"{path}: no such file, but {source} lists {path.stem!r}: remove that line")
             root = parse_xml(path)
             picture = _find_picture(path, root, pictures[path.parent])
             image_size = _read_size(root, path, picture, problems)
         except (ValueError, OSError) as error:
-            problems.error("unusable XML file or picture", str(error))
-            continue
+            image_size = None if root is None else _stated_size(root)
+            if not problems.lose("unusable XML file or picture", str(error), is_known=image_size is not None):
+                continue
+            picture = pictures[path.parent].get(path.stem) or _expected_picture(path)
         objects = _read_objects(root, path, image_size, label2id, problems)
         boxes = [item["bbox"] for item in objects]
         rows.append(
@@ -234,19 +238,32 @@ def _find_picture(path: Path, root: ElementTree.Element, pictures: dict[str, Pat
     return picture
 
 
+def _expected_picture(path: Path) -> Path:
+    """Where the picture of an XML file would be if it was not lost."""
+    folder = next((path.parent.parent / name for name in PICTURE_FOLDERS if (path.parent.parent / name).is_dir()), None)
+    return (folder or path.parent) / f"{path.stem}.jpg"
+
+
+def _stated_size(root: ElementTree.Element) -> tuple[int, int] | None:
+    """Height and width that an XML file states, if it does."""
+    sides = [_number(root.find("size"), name) for name in ("height", "width")]
+    if not all(side is not None and 1 <= side < 2**31 for side in sides):
+        return None
+    return int(sides[0]), int(sides[1])
+
+
 def _read_size(root: ElementTree.Element, path: Path, picture: Path, problems: Problems) -> tuple[int, int]:
     """Height and width that the boxes are given for, checked against the picture."""
     try:
         actual, is_turned = read_picture_size(picture)
     except ValueError as error:
         raise ValueError(f"{error}; {path} describes it") from None
-    sides = [_number(root.find("size"), name) for name in ("height", "width")]
-    if not all(side is not None and side > 0 for side in sides):
+    size = _stated_size(root)
+    if size is None:
         problems.repair("picture size missing", f"{path}: has no usable <size>: taken from {picture.name}")
         return actual[::-1] if is_turned else actual  # tools that show a picture upright are the rule today
-    size = sides[0], sides[1]
     if size == actual or (is_turned and size == actual[::-1]):
-        return int(size[0]), int(size[1])
+        return size
     said, found = (f"{each[1]:g} x {each[0]:g}" for each in (size, actual))
     if size == actual[::-1]:
         problems.repair("picture size swapped", f"{path}: <size> is {said}, {picture.name} is {found}: that is taken")

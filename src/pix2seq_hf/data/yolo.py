@@ -84,7 +84,7 @@ def read_yolo(
             image_size, is_turned = read_picture_size(picture)
             lines = _read_lines(_find_labels(picture, folder))
         except (ValueError, OSError) as error:
-            problems.error("unusable picture or labels", str(error))
+            problems.lose("unusable picture or labels", str(error))
             continue
         image_size = image_size[::-1] if is_turned else image_size
         has_keypoints = "kpt_shape" in settings

@@ -40,9 +40,11 @@ from pix2seq_hf.training.interruption import ignore_stop_signals
 from pix2seq_hf.training.optimization import AdamW, WarmUpAndDecay, group_parameters, scale_learning_rate
 from pix2seq_hf.training.pretrained import load_pretrained, read_pretrained_config
 from pix2seq_hf.training.run_info import data_fingerprint
+from pix2seq_hf.training.watch import most_bad
 
 logger = logging.getLogger(__name__)
 
+MOST_NAMED = 10  # lost pictures that are named one by one
 TRACKER_PROJECT = "tensorboard"  # for TensorBoard the name of a folder in that of the run
 
 
@@ -54,12 +56,14 @@ class Material:
         split ([`Split`] or [`StreamSplit`]): The rows of all data sets, one after the other.
         sizes (`list[int]`): Rows of each data set; of a stream it may not be known.
         weights (`list[float]`): How often each is drawn from.
-        tasks (`list[set[str]]`): What each is used for."""
+        tasks (`list[set[str]]`): What each is used for.
+        num_left_out (`int`): Pictures that could not be used, and of which too little is known for a row."""
 
     split: Split | StreamSplit
     sizes: list[int | None]
     weights: list[float]
     tasks: list[set[str]]
+    num_left_out: int = 0
 
     @property
     def is_stream(self) -> bool:
@@ -93,25 +97,32 @@ class TaskSamples:
 def open_material(recipe: Recipe, data: str | Path) -> Material:
     r"""Open all data sets of a recipe, with what its tasks need; what was mended is logged.
 
+    A picture that cannot be used does not end this: it is named, and where it can it keeps its row, so that the samples
+    of a run that goes on have the numbers that they had; reading it will fail, and [`~training.watch.Watch`] counts it.
+
     Args:
         recipe ([`Recipe`]): All settings.
         data (`str` or `Path`): The main data set.
     Returns:
         [`Material`].
     Raises:
-        OSError, ValueError: As [`~data.sources.open_split`]."""
+        OSError, ValueError: As [`~data.sources.open_split`], or if more than `data.max_bad` of the pictures of a data
+            set cannot be used."""
     options = {"tasks": list(recipe.tasks), "num_keypoints": num_keypoints(recipe)}
     if recipe.data.streaming:
-        settings = recipe.data
+        settings, problems = recipe.data, Problems(lost="kept")
         if settings.others or settings.image_ids is not None:
             raise ValueError("data.streaming goes without data.others and data.image_ids: a stream has no index")
+        columns = settings.columns or None
         stream = open_stream(
-            data, settings.split, max_images=settings.max_images, columns=settings.columns or None, **options
+            data, settings.split, max_images=settings.max_images, columns=columns, problems=problems, **options
         )
-        return Material(stream, [stream.num_rows], [1.0], [set(recipe.tasks)])
-    splits, weights, tasks = [], [], []
+        tell_problems(problems, data, stream.num_rows or 0, recipe.data.max_bad)
+        return Material(stream, [stream.num_rows], [1.0], [set(recipe.tasks)], problems.num_left_out)
+    splits, weights, tasks, num_left_out = [], [], [], 0
     for path, settings in ((data, recipe.data), *((other.path, other) for other in recipe.data.others)):
-        problems = Problems()
+        problems = Problems(lost="kept")
+        logger.info("reading the annotations of %s, %s", path, settings.split)
         splits.append(
             open_split(
                 path,
@@ -125,23 +136,53 @@ def open_material(recipe: Recipe, data: str | Path) -> Material:
         )
         weights.append(settings.weight)
         tasks.append(set(getattr(settings, "tasks", None) or recipe.tasks))
-        for kind, count in problems.counts().items():
-            logger.warning("%s: %s: %d times (see pix2seq data inspect)", path, kind, count)
-    return Material(join_splits(splits), [len(split.dataset) for split in splits], weights, tasks)
+        tell_problems(problems, path, len(splits[-1].dataset), recipe.data.max_bad)
+        num_left_out += problems.num_left_out
+    return Material(join_splits(splits), [len(split.dataset) for split in splits], weights, tasks, num_left_out)
+
+
+def tell_problems(problems: Problems, data: str | Path, num_rows: int, max_bad: float | None = None) -> None:
+    r"""Log what was wrong with a data set: pictures that cannot be used by name, the rest by its kind.
+
+    Args:
+        problems ([`Problems`]): What its reader found.
+        data (`str` or `Path`): The data set.
+        num_rows (`int`): Rows that were made of it.
+        max_bad (`float`, *optional*): Share of the pictures that may be unusable; without one, all may.
+    Raises:
+        ValueError: If more are."""
+    lost, num_pictures = problems.lost, num_rows + problems.num_left_out
+    if max_bad is not None and len(lost) > most_bad(max_bad, num_pictures):
+        raise ValueError(
+            f"{data}: {len(lost)} of {num_pictures} pictures cannot be used, more than data.max_bad {max_bad:g}; the "
+            f"first: {lost[0].message}; all: pix2seq data inspect {data}"
+        )
+    for problem in lost[:MOST_NAMED]:
+        logger.warning("left out: %s", problem.message)
+    if len(lost) > MOST_NAMED:
+        logger.warning("%s: %d more are left out (see pix2seq data inspect)", data, len(lost) - MOST_NAMED)
+    kinds = {problem.kind for problem in lost}
+    for kind, count in problems.counts().items():
+        if kind not in kinds:
+            logger.warning("%s: %s: %d times (see pix2seq data inspect)", data, kind, count)
 
 
 def open_evaluation_split(recipe: Recipe, data: str | Path, tasks: Sequence[str], config: Pix2SeqConfig) -> Split:
     """Open what a run is evaluated on; its classes are matched with those of the model by name."""
-    settings = recipe.evaluation
+    settings, problems = recipe.evaluation, Problems(lost="kept")
+    data = settings.data or data
+    logger.info("reading the annotations of %s, %s, to evaluate on", data, settings.split)
     split = open_split(
-        settings.data or data,
+        data,
         settings.split,
         image_ids=settings.image_ids,
         max_images=settings.max_images,
         tasks=list(tasks),
         num_keypoints=config.num_keypoints,
         columns=settings.columns or None,
+        problems=problems,
     )
+    tell_problems(problems, data, len(split.dataset))
     return renumber(split, config.id2label)
 
 
@@ -226,17 +267,34 @@ def samples_of_row(name: str, row: Mapping[str, Any], config: Pix2SeqConfig) -> 
     ]
 
 
-def build_caption_tokenizer(recipe: Recipe, split: Split | StreamSplit) -> Any:
+def continued(recipe: Recipe, folder: Path) -> Recipe:
+    r"""The recipe of a run that goes on: its network is that of a checkpoint, whatever it was pretrained from.
+
+    Args:
+        recipe ([`Recipe`]): Of the run.
+        folder (`Path`): A checkpoint, which has all weights, or the result.
+    Returns:
+        [`Recipe`]: Without `model.pretrained` and `model.preset`."""
+    config = read_pretrained_config(str(folder)).to_dict()
+    fields = [item.name for item in dataclasses.fields(Pix2SeqConfig) if item.name in config]
+    model = ModelArguments(attention=recipe.model.attention, config={name: config[name] for name in fields})
+    return dataclasses.replace(recipe, model=model)
+
+
+def build_caption_tokenizer(recipe: Recipe, split: Split | StreamSplit, checkpoint: Path | None = None) -> Any:
     r"""Load or train the tokenizer of captions, if captions are trained.
 
     Args:
         recipe ([`Recipe`]): All settings.
         split ([`Split`]): The pictures, with their captions.
+        checkpoint (`Path`, *optional*): What the run goes on from, which has its tokenizer.
     Returns:
         `PreTrainedTokenizerBase`, or `None` without captions or if the pretrained model has one."""
     settings = recipe.captioning
     if settings is None:
         return None
+    if checkpoint is not None:
+        return Pix2SeqProcessor.from_pretrained(checkpoint).caption_tokenizer
     if settings.tokenizer is not None:
         return load_caption_tokenizer(settings.tokenizer)
     if recipe.model.pretrained is not None:
@@ -246,6 +304,7 @@ def build_caption_tokenizer(recipe: Recipe, split: Split | StreamSplit) -> Any:
     if isinstance(split, StreamSplit):
         raise ValueError("a stream cannot be read beforehand to learn its words: set captioning.tokenizer")
     captions = [caption for captions in split.dataset["captions"] for caption in captions]
+    logger.info("learning the words of %d captions", len(captions))
     return train_caption_tokenizer(captions, settings.tokenizer_vocab_size)
 
 
@@ -282,6 +341,7 @@ def build_model(
         )
     processor = Pix2SeqProcessor.from_config(config, caption_tokenizer=caption_tokenizer)
     if arguments.pretrained is not None:
+        logger.info("loading %s", arguments.pretrained)
         model, lines = load_pretrained(arguments.pretrained, config, caption_tokenizer)
         for line in lines:
             logger.info(line)
@@ -372,7 +432,7 @@ def start_trackers(recipe: Recipe, accelerator: Accelerator, start: int) -> None
     accelerator.init_trackers(
         TRACKER_PROJECT,
         config=dataclasses.asdict(recipe) if is_compared else None,
-        init_kwargs={"tensorboard": {"purge_step": start + 1}} if start else {},
+        init_kwargs={"tensorboard": {"purge_step": start + 1}},
     )
 
 

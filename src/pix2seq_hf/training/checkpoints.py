@@ -76,8 +76,9 @@ def save_checkpoint(
         _give_up(accelerator, unfinished, step, failure)
         return None
     if accelerator.is_main_process:
-        for old, _ in sorted(_numbered(folder))[:-keep]:
-            shutil.rmtree(folder / f"step-{old}", ignore_errors=True)
+        later = [(old, path) for old, path in _numbered(folder) if old > step]  # damaged: the run began before them
+        for _, path in (*later, *sorted(set(_numbered(folder)) - set(later))[:-keep]):
+            shutil.rmtree(path, ignore_errors=True)
     return finished
 
 
@@ -177,8 +178,8 @@ def _any_process(accelerator: Accelerator, flag: bool) -> bool:
 
 
 def _give_up(accelerator: Accelerator, unfinished: Path, step: int, failure: Exception | None) -> None:
-    if failure is not None:
-        reason = str(failure).splitlines()[0]
+    if failure is not None or accelerator.is_main_process:
+        reason = str(failure or "by another process").splitlines()[0]
         logger.warning(
             "step %d: the checkpoint could not be saved (%s); the earlier ones stand, the run goes on", step, reason
         )

@@ -10,9 +10,10 @@ examples:
   pix2seq train --recipe overfit_tasks --data coco_mini --output runs/tasks
   accelerate launch scripts/train.py --recipe mine.yaml --data coco --output runs/mine     (the same, on many devices)
 
-A run that was interrupted goes on from its last checkpoint when the same command is given again. The result is
-OUTPUT/final, a folder for `pix2seq predict --model`; OUTPUT/best is the model that did best on evaluation.split, if the
-recipe names one. Watch the run with `tensorboard --logdir OUTPUT`.
+A run that was interrupted goes on from its last checkpoint when the same command is given again, whether or not
+model.pretrained is still there; with more steps or epochs it is prolonged. The result is OUTPUT/final, a folder for
+`pix2seq predict --model`; OUTPUT/best is the model that did best on evaluation.split, if the recipe names one.
+Watch the run with `tensorboard --logdir OUTPUT`.
 """
 
 import argparse
@@ -46,9 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-bad",
         type=float,
         metavar="SHARE",
-        help="share of the pictures that may turn out unusable before the run stops (short for --set data.max_bad)",
+        help="the run stops if more than this share of a task's samples turn out unusable, rounded down; a single one "
+        "only stops it if this is 0 (default: the recipe's data.max_bad, 0.01; 0.01 of 50 or of 150 lets one pass)",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar; errors are still shown")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars; warnings and errors are still shown")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,18 +59,25 @@ def run(args: argparse.Namespace) -> int:
 
     overrides = [*args.overrides, *([] if args.max_bad is None else [f"data.max_bad={args.max_bad}"])]
     recipe = load_recipe(args.recipe, overrides)  # before the imports that take seconds
+    is_first = not int(os.environ.get("RANK", "0"))
+
+    import datasets
+    import transformers
 
     from pix2seq_hf.training.loop import train
 
-    show_log(args.quiet)
+    show_log(args.quiet, is_first)
+    if args.quiet or not is_first:
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
     final = train(recipe, args.data, args.output, resume=args.resume, show_progress=not args.quiet)
-    if not args.quiet:
+    if is_first and not args.quiet:
         print(f"trained: {final}")
     return 0
 
 
-def show_log(is_quiet: bool) -> None:
-    """Print what the package logs: everything from the first process, warnings from the others and if quiet."""
-    level = logging.WARNING if is_quiet or int(os.environ.get("RANK", "0")) else logging.INFO
+def show_log(is_quiet: bool, is_first: bool) -> None:
+    """Print what the package logs: the first process everything, only warnings if quiet; the others only errors."""
+    level = logging.WARNING if is_quiet else logging.INFO
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("pix2seq_hf").setLevel(level)
+    logging.getLogger("pix2seq_hf").setLevel(level if is_first else logging.ERROR)

@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from pix2seq_hf.data.rows import Split
-from pix2seq_hf.evaluation.measure import Share, measure
+from pix2seq_hf.evaluation.measure import Share, measure, score
 from pix2seq_hf.evaluation.predictions import Question, annotated_boxes
 from pix2seq_hf.training.arguments import EvaluationArguments
 from pix2seq_hf.training.samples import draw_samples
@@ -37,7 +37,9 @@ class Evaluation:
         tasks (`list[str]`): What is measured.
         split ([`Split`]): On which pictures.
         folder (`Path`): Of the run; `best/` in it holds the best model.
-        accelerator (`Accelerator`): Shares out the pictures, and logs."""
+        accelerator (`Accelerator`): Shares out the pictures, and logs.
+    Raises:
+        ValueError: If `settings.metric` is none of the numbers that there are."""
 
     def __init__(
         self,
@@ -55,6 +57,8 @@ class Evaluation:
             generation={"captioning": {"do_sample": False}},
         )
         self.metric = settings.metric or f"{tasks[0]}/{DEFAULT_METRICS[tasks[0]]}"
+        if settings.metric is not None:
+            check_metric(settings.metric, tasks, split)
         self.state: dict[str, Any] = {"best": None, "best_step": None, "num_worse": 0, "last_step": None}
 
     def is_due(self, step: int, total_steps: int) -> bool:
@@ -78,9 +82,7 @@ class Evaluation:
             model (`Pix2SeqForConditionalGeneration`): Not wrapped.
             processor (`Pix2SeqProcessor`): That of the model.
         Returns:
-            `dict[str, float]`: Metrics as `TASK/NAME`, and the pictures per second.
-        Raises:
-            ValueError: If `settings.metric` is none of them."""
+            `dict[str, float]`: Metrics as `TASK/NAME`, and the pictures per second."""
         accelerator, was_training = self.accelerator, model.training
         share = Share(accelerator.process_index, accelerator.num_processes, gather_object)
         devices = [accelerator.device] if accelerator.device.type == "cuda" else []
@@ -95,8 +97,6 @@ class Evaluation:
             logger.warning("evaluation: picture %s could not be used: %s", image_id, reason)
         model.train(was_training)
         values = {f"{task}/{name}": value for task, found in numbers.items() for name, value in found.items()}
-        if self.metric not in values:
-            raise ValueError(f"evaluation.metric {self.metric!r}: there are {', '.join(values)}")
         seconds = time.perf_counter() - start
         values["evaluation/pictures_per_second"] = len(self.split.dataset) / seconds
         self._compare(step, values[self.metric], model, processor)
@@ -116,6 +116,14 @@ class Evaluation:
         self.state = {"best": float(value), "best_step": step, "num_worse": 0, "last_step": step}
         if self.accelerator.is_main_process:
             save_beside(model, processor, self.folder / "best", {"step": step, self.metric: float(value)})
+
+
+def check_metric(metric: str, tasks: Sequence[str], split: Split) -> None:
+    """Raise a ValueError, with all that there are, if `metric` is no number that evaluation gives for these tasks."""
+    values = score(split, {task: [] for task in tasks})
+    known = [f"{task}/{name}" for task in tasks for name in (*values[task], "num_malformed")]
+    if metric not in known:
+        raise ValueError(f"evaluation.metric {metric!r}: there are {', '.join(known)}")
 
 
 def log_pictures(tracker: Any, pictures: Mapping[str, Any], step: int) -> None:

@@ -6,16 +6,16 @@ RUN/checkpoints/step-N/     the whole state after N steps, from which the run go
 RUN/tensorboard/            losses, learning rate, speed, memory, metrics, pictures
 RUN/best/                   the model that was best in evaluation, for `from_pretrained`
 RUN/final/                  the model after the last step, for `from_pretrained`
-RUN/bad_samples.txt         samples that could not be used
+RUN/bad_samples.txt         samples that could not be used: task, number, reason
 RUN/failed/                 the batch of a step that went wrong
+RUN/run.lock, run.holder    held while somebody trains there
 """
 
 import dataclasses
 import logging
 import math
-import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,28 +28,22 @@ from transformers.utils.logging import disable_progress_bar
 
 from pix2seq_hf.data.collation import split_batch
 from pix2seq_hf.training import build
-from pix2seq_hf.training.arguments import Recipe, load_recipe, save_recipe
+from pix2seq_hf.training.arguments import Recipe, save_recipe
 from pix2seq_hf.training.checkpoints import (
     FAILURES,
     check_space,
     checkpoint_bytes,
-    find_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
 from pix2seq_hf.training.devices import update_average, whole_model
 from pix2seq_hf.training.evaluation import Evaluation, save_beside
 from pix2seq_hf.training.interruption import NAMES, StopSignals, TrainingInterrupted
+from pix2seq_hf.training.run_folder import Start, find_start, hold, make_folder
 from pix2seq_hf.training.run_info import RunInfo
-from pix2seq_hf.training.watch import Meter, TaskStep, Watch, progress_text
+from pix2seq_hf.training.watch import BAD_SAMPLES, Meter, TaskStep, Watch, progress_text
 
 logger = logging.getLogger(__name__)
-
-# What a resumed run may change: it decides what is shown and kept, not what the weights become.
-FREE_SETTINGS = (
-    "data.keep_pictures", "data.max_bad", "data.num_workers", "evaluation.",
-    "training.checkpoint_steps", "training.keep_checkpoints", "training.log_steps", "training.log_with",
-)  # fmt: skip
 
 
 def train(
@@ -66,7 +60,8 @@ def train(
         data (`str` or `Path`): The data set, see [`~data.sources.open_split`].
         output (`str` or `Path`): Folder of the run, see the head of this file.
         resume (`bool`, *optional*): Continue the run of the folder from its last checkpoint. By default if there is
-            one; `True` is the same; `False` refuses a folder that has a run.
+            one; `True` is the same, and says so if there is none; `False` refuses a folder that has a run. A run goes
+            on with more steps, too.
         show_progress (`bool`): Show a progress bar on the main process.
     Returns:
         `Path`: The folder `final` of the run.
@@ -75,15 +70,37 @@ def train(
         ValueError: If data, settings and run folder do not fit together, or the loss is not finite.
         TrainingInterrupted: At Ctrl-C or SIGTERM, after a checkpoint was saved."""
     output = Path(output)
-    start, checkpoint = find_start(recipe, output, resume)
-    if checkpoint is not None and (output / "final/config.json").is_file():
-        logger.warning("%s: the run is finished, there is nothing left to do", output)
-        return output / "final"
-    material = build.open_material(recipe, data)
-    tokenizer = build.build_caption_tokenizer(recipe, material.split)
+    with hold(output):
+        start = find_start(recipe, output, resume)
+        if start.is_finished:
+            check_finished(recipe, data, output)
+            logger.warning("%s: the run is finished, there is nothing left to do; more steps prolong it", output)
+            return output / "final"
+        return go_on(recipe, data, output, start, show_progress)
+
+
+def check_finished(recipe: Recipe, data: str | Path, output: Path) -> None:
+    """Raise a ValueError if a finished run is asked to learn from other data than it did."""
+    known = RunInfo(output / "run.json", is_written=False).content.get("data", {})
+    if known.get("path") in (None, str(data)):
+        return
+    material = build.open_material(build.continued(recipe, output / "final"), data)
+    if material.fingerprint(data) != known["fingerprint"]:
+        raise ValueError(
+            f"{data}: is not the data that {output} was trained on ({known['path']}); its run is finished and nothing "
+            "was done; choose another --output"
+        )
+
+
+def go_on(recipe: Recipe, data: str | Path, output: Path, begin: Start, show_progress: bool) -> Path:
+    """Train from `begin` on; arguments, result and errors as of [`train`]."""
+    start, checkpoint = begin.step, begin.checkpoint
+    source = recipe if checkpoint is None else build.continued(recipe, checkpoint)
+    material = build.open_material(source, data)
+    tokenizer = build.build_caption_tokenizer(source, material.split, checkpoint)
 
     set_seed(recipe.training.seed)
-    model, processor = build.build_model(recipe.model, material.split.id2label, list(recipe.tasks), tokenizer)
+    model, processor = build.build_model(source.model, material.split.id2label, list(recipe.tasks), tokenizer)
     samples = {name: build.build_dataset(name, recipe, material, model.config) for name in recipe.tasks}
     first = next(iter(samples.values()))
     # A stream whose length is not known will do if the recipe counts in steps.
@@ -91,6 +108,8 @@ def train(
     num_samples = 0 if counts_steps else len(first)
     total_steps = recipe.total_steps(num_samples)
     schedule = build.build_schedule(recipe, num_samples)
+    if begin.earlier is not None:
+        check_length(begin, output, total_steps, schedule, lambda: len(first))
     check_space(output, checkpoint_bytes(model, int(recipe.optimization.ema_decay is not None)))
     if recipe.training.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -98,6 +117,10 @@ def train(
 
     make_folder(output)
     accelerator = build.build_accelerator(recipe, output)
+    if checkpoint is None:
+        if accelerator.is_main_process:
+            (output / BAD_SAMPLES).unlink(missing_ok=True)  # of a run that came to nothing
+        accelerator.wait_for_everyone()
     set_seed(recipe.training.seed, device_specific=True)  # weights are equal everywhere, dropout need not be
     evaluation = build_evaluation(recipe, data, output, model.config, accelerator)
     loaders = {
@@ -164,6 +187,7 @@ def train(
         max_loss_factor=recipe.training.max_loss_factor,
         max_bad=recipe.data.max_bad,
         process=accelerator.process_index,
+        num_left_out=material.num_left_out,
     )
     bar = tqdm(
         total=total_steps,
@@ -193,6 +217,7 @@ def train(
                 bar.update()
                 is_logged = done % settings.log_steps == 0 or done == total_steps
                 if is_logged:
+                    watch.tell_others()
                     values = {
                         **meter.read(accelerator), "learning_rate": learning_rate, "bad_samples": watch.num_bad
                     }  # fmt: skip
@@ -242,6 +267,36 @@ def train(
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return output / "final"
+
+
+def check_length(
+    begin: Start, output: Path, total_steps: int, schedule: Callable[[int], float], count: Callable[[], int]
+) -> None:
+    r"""Say that a run is prolonged, and what that means for the learning rate.
+
+    Args:
+        begin ([`Start`]): Of a run that goes on.
+        output (`Path`): Its folder.
+        total_steps (`int`): Its steps now.
+        schedule (`Callable`): Its learning rates now.
+        count (`Callable`): Returns the number of samples of the first task.
+    Raises:
+        ValueError: If it is to be shorter than it was."""
+    counts_steps = begin.earlier.training.steps is not None and begin.earlier.optimization.warmup_steps is not None
+    num_samples = 0 if counts_steps else count()
+    steps = begin.earlier.total_steps(num_samples)
+    if total_steps < steps:
+        raise ValueError(
+            f"{output}: its run has {steps} steps and {total_steps} are asked for: a run can be prolonged, not "
+            "shortened; choose another --output"
+        )
+    if total_steps > steps:
+        before = build.build_schedule(begin.earlier, num_samples)(min(begin.step, steps - 1))
+        logger.warning(
+            "%s: prolonged from %d to %d steps, goes on after step %d; from there the learning rate is that of a run "
+            "of %d steps: %.2g, not %.2g",
+            output, steps, total_steps, begin.step, total_steps, schedule(begin.step), before,
+        )  # fmt: skip
 
 
 def train_step(
@@ -304,13 +359,6 @@ def stop_is_wanted(accelerator: Accelerator, signals: StopSignals, is_asked: boo
     return accelerator.reduce(flag, reduction="sum").item() > 0
 
 
-def make_folder(output: Path) -> None:
-    """Make the folder of a run; an OSError if nothing can be written there."""
-    output.mkdir(parents=True, exist_ok=True)
-    if not os.access(output, os.W_OK):
-        raise PermissionError(f"{output}: cannot be written; choose another --output")
-
-
 def build_evaluation(
     recipe: Recipe, data: str | Path, output: Path, config: Any, accelerator: Accelerator
 ) -> Evaluation | None:
@@ -319,44 +367,5 @@ def build_evaluation(
     if settings.split is None:
         return None
     tasks = settings.tasks or list(recipe.tasks)
-    if settings.metric is not None and settings.metric.partition("/")[0] not in tasks:
-        raise ValueError(f"evaluation.metric {settings.metric!r}: write TASK/NAME with one of {', '.join(tasks)}")
     split = build.open_evaluation_split(recipe, data, tasks, config)
     return Evaluation(settings, tasks, split, output, accelerator)
-
-
-def find_start(recipe: Recipe, output: Path, resume: bool | None) -> tuple[int, Path | None]:
-    r"""Decide where a run starts.
-
-    Args:
-        recipe ([`Recipe`]): Of this run.
-        output (`Path`): Folder of the run.
-        resume (`bool`, *optional*): Whether to continue what is there; `False` refuses it.
-    Returns:
-        `tuple[int, Path | None]`: Steps already done, and the checkpoint to load.
-    Raises:
-        ValueError: If there is a run and `resume` is `False`, or the run had other settings."""
-    recipe_file = output / "recipe.yaml"
-    if not recipe_file.is_file():
-        return 0, None
-    if resume is False:
-        raise ValueError(f"{output}: has a run already; continue it with --resume or choose another --output")
-    earlier, current = (_flatten(dataclasses.asdict(item)) for item in (load_recipe(recipe_file), recipe))
-    for name, value in current.items():
-        if earlier.get(name) != value and not name.startswith(FREE_SETTINGS):
-            raise ValueError(
-                f"{output}: has a run that cannot be continued, {name} was {earlier.get(name)!r} and is {value!r} now; "
-                "choose another --output"
-            )
-    return find_checkpoint(output / "checkpoints")
-
-
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as `{"section.name": value}`."""
-    flat = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

@@ -1,8 +1,10 @@
 """What a run says about itself while it lasts, and when it must stop: losses, speed, memory, bad pictures."""
 
+import fcntl
 import json
 import logging
 import math
+import os
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +16,9 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 logger = logging.getLogger(__name__)
+
+BAD_SAMPLES = "bad_samples.txt"
+LIST_HEADER = "task\tsample\treason\n"
 
 
 class TaskStep(NamedTuple):
@@ -31,21 +36,33 @@ class TaskStep(NamedTuple):
     is_bad: torch.Tensor
 
 
+def most_bad(max_bad: float, num_samples: int) -> int:
+    r"""How many samples may be unusable before a run stops.
+
+    Args:
+        max_bad (`float`): Share of the samples; it is rounded down.
+        num_samples (`int`): Of a task or a data set.
+    Returns:
+        `int`: At least 1, so that one bad picture stops no run, unless `max_bad` is 0."""
+    return max(math.floor(max_bad * num_samples + 1e-9), 1) if max_bad else 0
+
+
 class Watch:
     r"""Looks at every step and stops a run that has gone wrong.
 
     It looks at a step when the next one has been started, so that the device never waits for it.
 
     Args:
-        folder (`Path`): Folder of the run: `failed/` gets the batch of a step that went wrong, `bad_samples.txt` the
-            names of samples that were left out.
+        folder (`Path`): Folder of the run: `failed/` gets the batch of a step that went wrong, `bad_samples.txt` a line
+            for every sample that was left out: task, number among the task's samples, what is wrong with which file.
         datasets (`Mapping[str, RecordDataset]`): Of every task, to name samples.
         prepare (`Mapping[str, Callable]`): [`~data.collation.TrainingCollator.prepare`] of every task, to say what is
             wrong with a sample.
         guessing_loss (`float`): The loss of a model that knows nothing.
         max_loss_factor (`float`): How many times that, or the loss of the first step, is too much.
-        max_bad (`float`): Share of a data set's samples that may be bad.
-        process (`int`): Number of this process, for file names."""
+        max_bad (`float`): Share of a task's samples that may be bad, see [`most_bad`].
+        process (`int`): Number of this process, for file names; the first one says what others found.
+        num_left_out (`int`): Pictures that were left out before, which count as bad ones of every task."""
 
     def __init__(
         self,
@@ -56,21 +73,43 @@ class Watch:
         max_loss_factor: float,
         max_bad: float,
         process: int = 0,
+        num_left_out: int = 0,
     ):
         self.folder, self.datasets, self.prepare, self.process = folder, datasets, prepare, process
         self.guessing_loss, self.max_loss_factor, self.max_bad = guessing_loss, max_loss_factor, max_bad
+        self.num_left_out = num_left_out
         self.bad: dict[str, dict[int, str]] = {name: {} for name in datasets}
         self.limits: dict[str, float] = {}
-        if (folder / "bad_samples.txt").is_file():  # of the same run, before it was interrupted
-            for line in (folder / "bad_samples.txt").read_text(encoding="utf-8").splitlines():
-                name, row, reason = line.split("\t", 2)
-                self.bad[name][int(row)] = reason
+        self._list, self._list_size = folder / BAD_SAMPLES, 0
+        self.read_list()  # of the same run, before it was interrupted
         self._waiting: tuple[int, Mapping[str, TaskStep]] | None = None
 
     @property
     def num_bad(self) -> int:
-        """Samples that were left out so far, each counted once."""
+        """Samples that were left out so far, each counted once, those that other processes found too."""
         return sum(map(len, self.bad.values()))
+
+    def read_list(self) -> dict[tuple[str, int], str]:
+        """Take over what stands in `bad_samples.txt`, and return what was new."""
+        try:
+            if self._list.stat().st_size == self._list_size:
+                return {}
+            text = self._list.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return {}
+        self._list_size, new = len(text.encode()), {}
+        for line in text.splitlines()[1:]:
+            name, _, rest = line.partition("\t")
+            row, _, reason = rest.partition("\t")
+            if name in self.bad and row.isdecimal() and int(row) not in self.bad[name]:  # a kill cuts the last line
+                self.bad[name][int(row)] = new[name, int(row)] = reason
+        return new
+
+    def tell_others(self) -> None:
+        """Let the first process say what the others have left out since the last time."""
+        for (name, _), reason in self.read_list().items():
+            if self.process == 0:
+                logger.warning("%s: left out: %s", name, reason)
 
     def look(self, step: int, tasks: Mapping[str, TaskStep]) -> None:
         """Take in a step, and judge the one before."""
@@ -95,19 +134,26 @@ class Watch:
                 self._stop(step, name, task, loss)
 
     def _note_bad(self, name: str, rows: Sequence[int]) -> None:
-        for row in rows:
-            if row in self.bad[name]:
-                continue
-            reason = self.datasets[name].describe(row, self.prepare[name])
-            self.bad[name][row] = reason
-            logger.warning("%s: left out: %s", name, reason)
-            with open(self.folder / "bad_samples.txt", "a", encoding="utf-8") as file:
+        with open(self._list, "a", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # the file is what the processes share: each sample has one line in it
+            self.tell_others()
+            if not self._list_size:
+                file.write(LIST_HEADER)
+            for row in rows:
+                if row in self.bad[name]:
+                    continue
+                reason = " ".join(self.datasets[name].describe(row, self.prepare[name]).split())
+                self.bad[name][row] = reason
                 file.write(f"{name}\t{row}\t{reason}\n")
-        num_rows, num_bad = self.datasets[name].num_samples, len(self.bad[name])
-        if num_rows is not None and num_bad > math.ceil(self.max_bad * num_rows):
+                if self.process == 0:
+                    logger.warning("%s: left out: %s", name, reason)
+            file.flush()
+            self._list_size = os.fstat(file.fileno()).st_size
+        num_rows, num_bad = self.datasets[name].num_samples, len(self.bad[name]) + self.num_left_out
+        if num_rows is not None and num_bad > most_bad(self.max_bad, num_rows + self.num_left_out):
             raise ValueError(
-                f"{num_bad} of the {num_rows} samples of {name} cannot be used, more than data.max_bad "
-                f"{self.max_bad:g}; the last: {reason}; all are in {self.folder / 'bad_samples.txt'}"
+                f"{num_bad} of the {num_rows + self.num_left_out} samples of {name} cannot be used, more than "
+                f"data.max_bad {self.max_bad:g}; the last: {[*self.bad[name].values()][-1]}; all are in {self._list}"
             )
 
     def _stop(self, step: int, name: str, task: TaskStep, loss: float) -> None:
