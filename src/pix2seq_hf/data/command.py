@@ -1,13 +1,15 @@
-"""Look into data sets, and convert them: COCO, VOC and YOLO folders, parquet, imagefolder, data sets of the Hub.
+"""Look into data sets, convert them, draw new ones: COCO, VOC, YOLO, parquet, imagefolder, data sets of the Hub.
 
 examples:
   pix2seq data inspect coco_mini
   pix2seq data inspect coco_mini --split train2017 --sheet sheet.png --json counts.json
   pix2seq data convert coco_mini --output coco_parquet
+  pix2seq data scenes --output scenes --count 1000
   pix2seq data inspect --help
 
 inspect prints classes, counts, sizes and every problem, and draws pictures with their annotations on a contact sheet.
 convert writes parquet, which `datasets.load_dataset` and `pix2seq train --data` read.
+scenes draws pictures with boxes, masks, keypoints and captions, as a COCO folder.
 """
 
 import argparse
@@ -39,6 +41,19 @@ examples:
 
 An interrupted conversion goes on where it was if the same command is given again.
 """
+SCENES = """\
+Draw scenes of people and things as a COCO folder: boxes, outlines, the 17 keypoints of people, five captions each.
+
+examples:
+  pix2seq data scenes --output scenes --count 1000
+  pix2seq data scenes --output scenes --count 200 --split val
+  pix2seq data scenes --output few --count 500 --size 128x160 --objects 1-3 --diameters 40-120
+  pix2seq data inspect scenes --sheet sheet.png
+
+A scene follows from --seed, --split and its number: the same command draws the same pictures, whatever --workers is.
+Captions are true; their words for colours and places can be checked, see `pix2seq_hf.data.scene_captions`.
+For scenes without end, without files: pix2seq train --data scenes --set data.streaming=true.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +62,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     raw = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     inspect = commands.add_parser("inspect", help="what is in a data set, what is wrong", description=INSPECT, **raw)
     convert = commands.add_parser("convert", help="write a data set as parquet", description=CONVERT, **raw)
+    scenes = commands.add_parser("scenes", help="draw pictures with annotations", description=SCENES, **raw)
+    scenes.add_argument("--output", required=True, metavar="DIR", help="the folder, new or with other splits")
+    scenes.add_argument("--count", type=int, required=True, metavar="N", help="how many pictures")
+    scenes.add_argument("--split", default="train", metavar="SPLIT", help="what they are called (default: train)")
+    scenes.add_argument("--seed", type=int, default=0, metavar="N", help="other pictures for another (default: 0)")
+    scenes.add_argument("--size", metavar="HEIGHTxWIDTH", help="of a picture in pixels (default: 320x320)")
+    scenes.add_argument("--objects", metavar="FEWEST-MOST", help="in a picture (default: 1-25)")
+    scenes.add_argument("--diameters", metavar="FROM-TO", help="of the objects in pixels (default: 10-400)")
+    scenes.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each processor)")
+    scenes.add_argument("--quiet", action="store_true", help="no progress bar")
+    scenes.add_argument("--traceback", action="store_true", help="show where an error arose")
     for command in (inspect, convert):
         command.add_argument("data", metavar="DATA", help="a folder, a .parquet file, or a name on the Hub")
         command.add_argument("--split", metavar="SPLIT,...", help="which splits (default: all that are there)")
@@ -84,10 +110,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run a command of `pix2seq data` and return its exit code."""
-    for option in ("max_images", "sheet_size", "shard_size", "num_keypoints"):
+    for option in ("max_images", "sheet_size", "shard_size", "num_keypoints", "count", "workers"):
         value = getattr(args, option, None)
         if value is not None and value < 1:
             raise ValueError(f"--{option.replace('_', '-')} {value}: must be at least 1")
+    if args.command == "scenes":
+        return run_scenes(args)
     import datasets
 
     from pix2seq_hf.data.rows import TASK_FEATURES
@@ -236,4 +264,21 @@ def run_convert(args: argparse.Namespace, columns: dict[str, Any] | None) -> int
     print(f"{args.output}: {total:,} pictures in {len(files)} parquet files of {size:,.1f} MB together")
     if args.pictures == "path":
         print("pictures stay where they are: readers need --column folder=DIR (in a recipe: columns.folder)")
+    return 0
+
+
+def run_scenes(args: argparse.Namespace) -> int:
+    """Draw and write; say what there is."""
+    from tqdm import tqdm
+
+    from pix2seq_hf.data.scene_folder import parse_options, write_scenes
+
+    settings = [("size", args.size), ("objects", args.objects), ("diameters", args.diameters)]
+    options = parse_options({name: text for name, text in settings if text is not None})
+    with tqdm(total=args.count, unit="picture", disable=args.quiet, leave=False) as bar:
+        path = write_scenes(
+            args.output, args.split, args.count, args.seed, options, args.workers, on_progress=bar.update
+        )
+    print(f"{args.output}: {args.count:,} pictures in {args.split}/, annotations in {path.parent}/*_{args.split}.json")
+    print(f"look at them: pix2seq data inspect {args.output} --split {args.split} --sheet sheet.png")
     return 0

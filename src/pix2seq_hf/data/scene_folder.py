@@ -1,0 +1,142 @@
+r"""How do drawn scenes become a COCO folder: pictures, instances, keypoints and captions, by several processes.
+
+The files are the same whatever the number of processes, but for what another version of Pillow makes of a JPEG.
+"""
+
+import json
+import multiprocessing
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pix2seq_hf.configuration_pix2seq import COCO_KEYPOINT_NAMES, COCO_SKELETON
+from pix2seq_hf.data.scene_things import SCENE_CLASSES
+from pix2seq_hf.data.scenes import SceneOptions, draw_scene
+
+QUALITY = 92  # of the JPEG files
+CHUNK = 16  # pictures that a process draws in a row
+RANGE = re.compile(r"(\d+(?:\.\d+)?)(?:-(\d+(?:\.\d+)?))?")
+SIZE = re.compile(r"(\d+)(?:x(\d+))?")
+
+
+def write_scenes(
+    folder: str | Path,
+    split: str,
+    num_images: int,
+    seed: int = 0,
+    options: SceneOptions | None = None,
+    num_workers: int | None = None,
+    on_progress: Callable[[int], Any] = lambda count: None,
+) -> Path:
+    r"""Draw scenes and write them as a split of a COCO folder.
+
+    Args:
+        folder (`str` or `Path`): Gets `annotations/{instances,person_keypoints,captions}_<split>.json` and the pictures
+            in `<split>/`.
+        split (`str`): Its name; different splits of one seed have different pictures.
+        num_images (`int`): How many.
+        seed (`int`): The same seed draws the same pictures.
+        options ([`SceneOptions`], *optional*): What scenes are like.
+        num_workers (`int`, *optional*): Processes; by default as many as there are processors, or one for few pictures.
+        on_progress (`Callable`): Told how many pictures more are written.
+    Returns:
+        `Path`: The instances file, which is written last.
+    Raises:
+        OSError: If the split is there already.
+        ValueError: If the split's name is none of a folder."""
+    folder, options = Path(folder), SceneOptions() if options is None else options
+    if not re.fullmatch(r"\w[\w.-]*", split):
+        raise ValueError(f"split {split!r}: use letters, digits, - and _")
+    pictures, path = folder / split, folder / "annotations" / f"instances_{split}.json"
+    for taken in (path, pictures):
+        if taken.is_file() or (taken.is_dir() and any(taken.iterdir())):
+            raise FileExistsError(f"{taken}: is there already: choose another folder or split, or remove it")
+    pictures.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
+
+    draw = partial(_write_picture, pictures, seed, split, options)
+    num_workers = min(num_workers or os.cpu_count() or 1, -(-num_images // CHUNK))
+    images, objects, people, captions = [], [], [], []
+    for index, (items, sentences) in enumerate(_map(draw, num_images, num_workers)):
+        image_id = index + 1
+        height, width = options.image_size
+        images.append({"id": image_id, "file_name": _file_name(index), "width": width, "height": height})
+        for item in items:
+            item = {"id": len(objects) + 1, "image_id": image_id, **item}
+            if item["category_id"] == 1:
+                people.append({"keypoints": [0] * (3 * len(COCO_KEYPOINT_NAMES)), "num_keypoints": 0, **item})
+            objects.append({name: value for name, value in item.items() if "keypoints" not in name})
+        captions += [
+            {"id": len(captions) + place, "image_id": image_id, "caption": sentence}
+            for place, sentence in enumerate(sentences, start=1)
+        ]
+        on_progress(1)
+    info = {"description": f"{num_images} drawn scenes, seed {seed}, split {split}"}
+    categories = [{"id": label, "name": name} for label, name in SCENE_CLASSES.items()]
+    skeleton = [[first + 1, second + 1] for first, second in COCO_SKELETON]  # COCO counts from 1
+    person = {**categories[0], "keypoints": COCO_KEYPOINT_NAMES, "skeleton": skeleton}
+    contents = {
+        "captions": {"annotations": captions},
+        "person_keypoints": {"annotations": people, "categories": [person]},
+        "instances": {"annotations": objects, "categories": categories},
+    }
+    for kind, content in contents.items():
+        path = path.with_name(f"{kind}_{split}.json")
+        path.write_text(json.dumps({"info": info, "images": images, **content}), encoding="utf-8")
+    return path
+
+
+def parse_options(settings: Mapping[str, str], **fixed: Any) -> SceneOptions:
+    r"""Read options as people write them.
+
+    Args:
+        settings (`Mapping[str, str]`): `size` (`320` or `240x320`: height and width), `objects` (`3` or `1-25`) and
+            `diameters` (`40-120`).
+        **fixed: Further options of [`SceneOptions`].
+    Returns:
+        [`SceneOptions`].
+    Raises:
+        ValueError: If one is unknown or cannot be read."""
+    options: dict[str, Any] = dict(fixed)
+    for name, text in settings.items():
+        if name == "size":
+            found = SIZE.fullmatch(text)
+            value = found and (int(found[1]), int(found[2] or found[1]))
+            options["image_size"] = value
+        elif name in ("objects", "diameters"):
+            found = RANGE.fullmatch(text)
+            value = found and tuple(float(part or found[1]) for part in found.groups())
+            if name == "objects" and value:
+                value = tuple(map(int, value))
+            options["num_objects" if name == "objects" else name] = value
+        else:
+            raise ValueError(f"scenes have no option {name!r}: there are size, objects and diameters")
+        if value is None:
+            example = {"size": "240x320", "objects": "1-25", "diameters": "10-400"}[name]
+            raise ValueError(f"{name} {text!r} of scenes cannot be read: write it like {example}")
+    return SceneOptions(**options)
+
+
+def _write_picture(
+    folder: Path, seed: int, split: str, options: SceneOptions, index: int
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Draw a scene and write its picture; return its objects and captions."""
+    scene = draw_scene(seed, split, index, options)
+    scene.picture.save(folder / _file_name(index), quality=QUALITY)
+    return scene.objects, scene.captions
+
+
+def _map(draw: Callable[[int], Any], count: int, num_workers: int) -> Iterator[Any]:
+    """Call `draw` with 0, 1, ... and yield the results in this order."""
+    if num_workers <= 1:
+        yield from map(draw, range(count))
+        return
+    with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
+        yield from pool.imap(draw, range(count), chunksize=CHUNK)
+
+
+def _file_name(index: int) -> str:
+    return f"{index + 1:06}.jpg"

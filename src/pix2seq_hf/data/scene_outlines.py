@@ -1,0 +1,88 @@
+r"""How does a mask become a polygon of few points: its border, without the points that hardly matter.
+
+Parts of a COCO polygon are joined, never cut out, so a hole becomes part of the outline around it: a bridge leads there
+and back ([`~masks_pix2seq.mask_to_parts`]). Both ends of a bridge stay.
+"""
+
+import math
+
+import numpy as np
+
+from pix2seq_hf.masks_pix2seq import MIN_POINTS, mask_to_parts
+
+LARGE = 72  # pixels of the larger side
+MIN_PART = 0.02  # of the mask: smaller parts are left out, unless it is the largest
+
+
+def outline(mask: np.ndarray, top: int, left: int, max_points: int = 64) -> list[list[float]]:
+    r"""Write a mask as polygons.
+
+    Args:
+        mask (`np.ndarray` of shape `(rows, columns)`): Which pixels belong to it; at least one.
+        top, left (`int`): Where it lies in its picture.
+        max_points (`int`): Most points, those between parts included.
+    Returns:
+        `list[list[float]]`: Parts `x, y, x, y, ...` in pixels, the largest first."""
+    step = 2 if max(mask.shape) > LARGE else 1  # what is large is looked at with half the resolution
+    parts = mask_to_parts(_halve(mask), 0, 0) if step == 2 else []
+    if not parts:  # or has only thin parts
+        step, parts = 1, mask_to_parts(mask)
+    parts = [part.reshape(-1, 2) * step + (left, top) for part in parts]
+    sizes = [abs(_area(part)) for part in parts]
+    parts = [part for part, size in zip(parts, sizes, strict=True) if size >= max(MIN_PART * sum(sizes), 4)] or parts[
+        :1
+    ]
+    tolerance = 0.55 + 0.006 * max(mask.shape)
+    while True:
+        fewer = [simplify(part, tolerance) for part in parts]
+        fewer = [part for part in fewer if len(part) >= MIN_POINTS] or [parts[0][:max_points]]
+        if sum(map(len, fewer)) + len(fewer) - 1 <= max_points:
+            return [part.ravel().tolist() for part in fewer]
+        tolerance *= 1.4
+
+
+def simplify(points: np.ndarray, tolerance: float) -> np.ndarray:
+    r"""Leave out points that are nearer than `tolerance` to the line between those that stay.
+
+    Args:
+        points (`np.ndarray` of shape `(num_points, 2)`): A closed outline; points that occur twice stay.
+        tolerance (`float`): In pixels.
+    Returns:
+        `np.ndarray` of shape `(num_kept, 2)`.
+    Source: the algorithm of Ramer, Douglas and Peucker."""
+    num_points = len(points)
+    if num_points <= MIN_POINTS:
+        return points
+    keys = points[:, 0] * 65536 + points[:, 1]
+    _, places, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    is_kept = counts[places] > 1
+    is_kept[0] = True
+    is_kept[((points - points[0]) ** 2).sum(1).argmax()] = True
+    anchors = np.nonzero(is_kept)[0].tolist()
+    xs, ys = np.vstack([points, points[:1]]).T.copy()
+    open_spans = list(zip(anchors, [*anchors[1:], num_points], strict=True))
+    while open_spans:
+        first, last = open_spans.pop()
+        if last - first < 2:
+            continue
+        x, y, end_x, end_y = xs[first], ys[first], xs[last], ys[last]
+        dx, dy = xs[first + 1 : last] - x, ys[first + 1 : last] - y
+        length = math.hypot(end_x - x, end_y - y)
+        distances = np.abs(dx * (end_y - y) - dy * (end_x - x)) if length else np.hypot(dx, dy)
+        farthest = int(distances.argmax())
+        if distances[farthest] > tolerance * (length or 1):
+            place = first + 1 + farthest
+            is_kept[place] = True
+            open_spans += [(first, place), (place, last)]
+    return points[is_kept]
+
+
+def _halve(mask: np.ndarray) -> np.ndarray:
+    """A mask of half the size: what at least two of four pixels are."""
+    mask = np.pad(mask, [(0, side % 2) for side in mask.shape]).astype(np.uint8)
+    return mask[::2, ::2] + mask[1::2, ::2] + mask[::2, 1::2] + mask[1::2, 1::2] >= 2
+
+
+def _area(points: np.ndarray) -> float:
+    x, y = points.T
+    return float(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1]) + x[-1] * y[0] - x[0] * y[-1]) / 2
