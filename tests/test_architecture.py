@@ -18,7 +18,7 @@ ORDINARY = {
     "visualization",
 }  # fmt: skip
 FLAT_FILES = sorted(path for path in PACKAGE.glob("*.py") if path.stem not in ORDINARY)
-FLAT_LIBRARIES = {"torch", "torchvision", "transformers", "numpy", "PIL", "pycocotools"}
+FLAT_LIBRARIES = {"torch", "torchvision", "transformers", "huggingface_hub", "numpy", "PIL", "pycocotools"}
 OPTIONAL_LIBRARIES = {"torchvision", "pycocotools"}
 
 SOURCES = [path for folder in (ROOT / "src", ROOT / "conversion", ROOT / "scripts", ROOT / "benchmarks") for path in

@@ -2,13 +2,18 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
+from hub_server import serve_hub
 from pix2seq_hf import cli
 from pix2seq_hf.card import metrics, name_of
+from tiny_models import make_model
 
 CONFIG = {
     "model_type": "pix2seq",
@@ -197,3 +202,38 @@ def test_what_can_be_quoted():
 )
 def test_names_of_folders(path, name):
     assert name_of(Path(path)) == name
+
+
+PUSH = """
+import sys
+from pathlib import Path
+from pix2seq_hf import Pix2SeqForConditionalGeneration
+
+folder = Path(sys.argv[1])
+model = Pix2SeqForConditionalGeneration.from_pretrained(folder)
+model.push_to_hub("me/pushed", tags=["streets"], token="hf_none")
+model.save_pretrained(folder, push_to_hub=True, repo_id="me/saved", token="hf_none")  # where the card itself lies
+(folder / "README.md").unlink()
+model.push_to_hub("me/without", token="hf_none")
+"""
+
+
+def test_the_card_goes_to_the_hub_with_the_model(tmp_path):
+    """Uploaded in both ways of the library, which would write a card without results over it; tags are added."""
+    folder = tmp_path / "street"
+    make_model().save_pretrained(folder)
+    assert cli.main(["card", "--model", str(folder), "--json", write(tmp_path / "n.json", EVALUATION)]) == 0
+    own = ModelCard.load(folder / "README.md")
+    with serve_hub() as hub:  # in a new process, for the library reads the address of the Hub when it is imported
+        places = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
+        environment = {**os.environ, **places, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, "-c", PUSH, folder]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert set(hub.files["me/pushed"]) >= {"README.md", "config.json", "model.safetensors"}
+    cards = {name: ModelCard(files["README.md"].decode()) for name, files in hub.files.items()}
+    for name, tags in (("me/pushed", ["streets"]), ("me/saved", [])):
+        assert cards[name].text == own.text and "43.2 %" in own.text
+        assert cards[name].data.eval_results[0].metric_value == 0.4321
+        assert cards[name].data.tags == [*own.data.tags, *tags]
+    assert "automatically generated" in cards["me/without"].text

@@ -3,11 +3,12 @@ r"""Write the model card of a model folder, README.md, with the results of evalu
 examples:
   pix2seq evaluate --model runs/mine/final --data coco --json numbers.json
   pix2seq card --model runs/mine/final --json numbers.json --name me/street-detector
-  hf upload me/street-detector runs/mine/final            (the card goes with the folder)
+  hf upload me/street-detector runs/mine/final            (the whole folder, the card with it)
 
 The card says what the model does and how it is used, its results (also as `model-index`), how it was trained, as far as
 training.json and run.json in the folder or above it tell, its classes, and its limits. Read it, and add what only you
-know. `push_to_hub` of a loaded model keeps a card that its repository has already, so upload the folder first.
+know. `push_to_hub` of a model takes the card of the folder that it was loaded from along, over one that its repository
+has already: after further training, write a new card first.
 """
 
 import argparse

@@ -1,10 +1,12 @@
 """How does a picture and a token prefix become the logits of the next token: encoder, decoder and heads."""
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from huggingface_hub import ModelCard
 from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
@@ -270,6 +272,24 @@ class Pix2SeqPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    _own_card: str | None = None
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        # Read before the library writes a card of its own, which it does before it uploads; see below.
+        path, self._own_card = os.path.join(self.name_or_path, "README.md"), None
+        if os.path.isdir(self.name_or_path) and os.path.isfile(path):
+            with open(path, encoding="utf-8") as file:
+                self._own_card = file.read()
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        # Departure from the library: the card that lies in the folder of a loaded model goes along, with all the tags.
+        if self._own_card is not None:
+            path = os.path.join(working_dir, "README.md")
+            card, tags = ModelCard(self._own_card), ModelCard.load(path).data.tags
+            card.data.tags = list(dict.fromkeys([*(card.data.tags or ()), *(tags or ())]))
+            card.save(path)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module):
