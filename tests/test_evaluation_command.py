@@ -99,8 +99,8 @@ def test_choice_of_pictures(scenes, model_folder, tmp_path):
 def test_wrong_options(scenes, model_folder, tmp_path, capsys):
     with pytest.raises(ValueError, match="--batch-size 0: must be at least 1"):
         evaluate("--model", model_folder, "--data", scenes, "--batch-size", 0)
-    with pytest.raises(OSError, match=r"instances_val2017\.json: no such file \(splits that are there: val\)"):
-        evaluate("--model", model_folder, "--data", scenes)
+    with pytest.raises(OSError, match="has no split 'val2017', but val: choose one with --split NAME"):
+        evaluate("--model", model_folder, "--data", scenes, "--split", "val2017")
     with pytest.raises((OSError, ValueError), match="empty"):
         evaluate("--model", tmp_path / "empty", "--data", scenes, "--split", "val")
     for options, message in (

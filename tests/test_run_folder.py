@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from pix2seq_hf.data.shapes import write_shapes
 from pix2seq_hf.training import command, run_folder
+from pix2seq_hf.training.arguments import load_recipe
 from pix2seq_hf.training.loop import train
 from pix2seq_hf.training.run_folder import find_start, hold
 from pix2seq_hf.training.watch import Watch, most_bad
@@ -78,12 +79,13 @@ def voc(tmp_path):
 
 
 def test_what_is_broken_at_the_start_is_left_out(voc, tmp_path, caplog):
-    recipe = tiny(data={"num_workers": 0, "split": "all", "max_bad": 0.25})
+    recipe = tiny(data={"num_workers": 0, "max_bad": 0.25})
     (voc / "JPEGImages/b.jpg").unlink()
     (voc / "Annotations/d.xml").write_text(describe(DOG, size=SIZE)[:90])
     train_quietly(recipe, voc, tmp_path / "run")
     assert "b.xml: there is no picture b.jpg" in caplog.text and "d.xml: not valid XML" in caplog.text
     facts = json.loads((tmp_path / "run/run.json").read_text())
+    assert facts["recipe"]["data"]["split"] == "all"  # its only one
     assert facts["samples"] == {"object_detection": 7}  # b keeps its row, of d nothing is known
     go_back(tmp_path / "run", 6)
     train_quietly(recipe, voc, tmp_path / "run")
@@ -97,6 +99,22 @@ def test_what_is_broken_at_the_start_is_left_out(voc, tmp_path, caplog):
     (voc / "JPEGImages/c.jpg").write_bytes(cut)
     with pytest.raises(ValueError, match=r"cannot be used, more than data.max_bad 0.25"):
         train_quietly(recipe, voc, tmp_path / "run")
+
+
+def test_the_split_is_chosen_once(scenes, tmp_path):
+    """A run that goes on keeps the split that it began with; one that is not there is answered with those that are."""
+    shutil.copytree(scenes, tmp_path / "data")
+    (tmp_path / "data/train2017").rename(tmp_path / "data/train")
+    path = tmp_path / "data/annotations/instances_train2017.json"
+    train_quietly(tiny(), shutil.move(path, path.with_stem("instances_train")).parents[1], tmp_path / "run")
+    go_back(tmp_path / "run", 6)
+    shutil.copytree(scenes, tmp_path / "data", dirs_exist_ok=True)  # there is a train2017 now
+    train_quietly(tiny(), tmp_path / "data", tmp_path / "run")
+    assert load_recipe(tmp_path / "run/recipe.yaml").data.split == "train"
+    for section, splits in (("data", {"split": "trian"}), ("evaluation", {"split": "trian"})):
+        words = rf"has no split 'trian', but train, train2017: choose one with --set {section}\.split=NAME"
+        with pytest.raises(OSError, match=words):
+            train_quietly(tiny(**{section: splits}), tmp_path / "data", tmp_path / "other")
 
 
 def test_a_lost_picture_is_no_reason_not_to_evaluate(tmp_path, caplog):

@@ -7,8 +7,18 @@ import pytest
 from PIL import Image
 
 from conftest import PROJECT_ROOT
+from pix2seq_hf.data import sources
 from pix2seq_hf.data.problems import Problems
-from pix2seq_hf.data.sources import find_layout, list_splits, open_split, open_stream
+from pix2seq_hf.data.sources import (
+    EVALUATION_SPLITS,
+    TRAINING_SPLITS,
+    choose_split,
+    explain_split,
+    find_layout,
+    list_splits,
+    open_split,
+    open_stream,
+)
 
 VOC = (
     "<annotation><size><width>40</width><height>20</height></size><object><name>dog</name><bndbox><xmin>1</xmin>"
@@ -112,6 +122,53 @@ def test_unknown_layouts(tmp_path):
     write_voc(tmp_path / "VOC2012")
     with pytest.raises(ValueError, match=r"not a data set of a known layout; did you mean .*/VOC2012\?"):
         open_split(tmp_path, "all")
+
+
+@pytest.mark.parametrize(
+    ("there", "training", "evaluation"),
+    [
+        (["train2017", "val2017"], "train2017", "val2017"),
+        (["train", "trainval", "val", "all"], "train", "val"),
+        (["trainval", "test", "all"], "trainval", "test"),
+        (["train", "validation"], "train", "validation"),
+        (["train2014", "val2014"], "train2014", "val2014"),
+        (["all"], "all", "all"),
+        (["train"], "train", "train"),
+        (["one", "two"], None, None),
+    ],
+)
+def test_the_split_that_nobody_names(monkeypatch, there, training, evaluation):
+    monkeypatch.setattr(sources, "list_splits", lambda data: there)
+    for names, chosen in ((TRAINING_SPLITS, training), (EVALUATION_SPLITS, evaluation)):
+        if chosen is None:
+            with pytest.raises(ValueError, match="cells: has the splits one, two: choose one with --split NAME"):
+                choose_split("cells", names, "--split NAME")
+        else:
+            assert choose_split("cells", names, "--split NAME") == chosen
+
+
+@pytest.mark.parametrize("layout", ["voc", "coco", "yolo", "saved", "parquet"])
+def test_a_split_that_is_not_there(tmp_path, layout):
+    """The message says which are, and how to name one."""
+    folder = tmp_path / "data"
+    if layout in ("saved", "parquet"):
+        rows = {"image": [None], "boxes": [[[0.0, 0.0, 1.0, 1.0]]], "labels": [["dog"]]}
+        table = datasets.Dataset.from_dict(rows)
+        if layout == "saved":
+            datasets.DatasetDict(train=table).save_to_disk(str(folder))
+        else:
+            folder.mkdir()
+            table.to_parquet(folder / "train-00000.parquet")
+    else:
+        WRITERS[layout][0](folder)
+    splits = ", ".join(list_splits(folder))
+    with (
+        pytest.raises(OSError, match=f"data: has no split 'trian', but {splits}: choose one with --split NAME$"),
+        explain_split(folder, "trian", "--split NAME"),
+    ):
+        open_split(folder, "trian")
+    with pytest.raises(ValueError, match=r"^something else$"), explain_split(folder, splits, "--split NAME"):
+        raise ValueError("something else")
 
 
 def test_real_folders():

@@ -187,11 +187,11 @@ def test_batches(folder, name, shape, prompt):
 
 def test_nothing_to_learn_from(folder):
     recipe = tiny(keypoint_detection={}, data={"image_ids": [3]})
-    with pytest.raises(ValueError, match=r"train2017 has no object with keypoints of the labels \[1\]"):
+    with pytest.raises(ValueError, match=r"the data set has no object with keypoints of the labels \[1\]"):
         first_batch("keypoint_detection", recipe, folder)
     recipe = tiny(captioning={"tokenizer": "x"}, data={"image_ids": [2, 3]})
     material = open_material(recipe, folder)
-    with pytest.raises(ValueError, match="train2017 has no picture with a caption"):
+    with pytest.raises(ValueError, match="the data set has no picture with a caption"):
         build_dataset("captioning", recipe, material, build_model(recipe.model, material.split.id2label)[0].config)
 
 

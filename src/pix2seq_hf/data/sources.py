@@ -1,7 +1,8 @@
 r"""Which reader opens a data set: looks at what a name stands for, and asks the reader of that layout."""
 
+import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ LAYOUTS = {
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 MAX_SHARDS = 64  # of a stream: as many workers can share one
 READERS = {"coco": coco.read_coco, "voc": voc.read_voc, "yolo": yolo.read_yolo}
+# What is taken if nobody says which split, the first that is there.
+TRAINING_SPLITS = ("train2017", "train", "trainval")
+EVALUATION_SPLITS = ("val2017", "val", "validation", "valid", "test")
 SPLITS = {"coco": coco.list_splits, "voc": voc.list_splits, "yolo": yolo.list_splits}
 
 
@@ -63,6 +67,42 @@ def list_splits(data: str | Path) -> list[str]:
     Raises:
         OSError, ValueError: As [`find_layout`] does."""
     return SPLITS.get(find_layout(data), hub.list_splits)(data)
+
+
+def choose_split(data: str | Path, names: Sequence[str], option: str) -> str:
+    r"""Choose a split of a data set that nobody has named.
+
+    Args:
+        data (`str` or `Path`): As of [`open_split`].
+        names (`Sequence[str]`): What it may be called, `TRAINING_SPLITS` or `EVALUATION_SPLITS`.
+        option (`str`): How a user names one.
+    Returns:
+        `str`: The first of the names that is there; or the only one that begins like the first (`train2014`); or the
+        only split.
+    Raises:
+        OSError, ValueError: As [`find_layout`], or if it is not clear; lists the splits."""
+    there = list_splits(data)
+    similar = [name for name in there if name.startswith(names[0].rstrip("0123456789"))]
+    for found in ([name for name in names if name in there][:1], similar, there):
+        if len(found) == 1:
+            return found[0]
+    raise ValueError(f"{data}: has the splits {', '.join(there)}: choose one with {option}")
+
+
+@contextlib.contextmanager
+def explain_split(data: str | Path, split: str, option: str) -> Iterator[None]:
+    """While a split is opened: if it is not there, the error lists those that are, and how a user names one."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        try:
+            there = list_splits(data)
+        except (OSError, ValueError):
+            raise error from None
+        if not there or split in there:
+            raise
+        splits = ", ".join(there)
+        raise FileNotFoundError(f"{data}: has no split {split!r}, but {splits}: choose one with {option}") from None
 
 
 def open_split(

@@ -56,7 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", "--coco", required=True, metavar="DATA", help="the data set: a folder, a file, or a name on the Hub"
     )
-    parser.add_argument("--split", default="val2017", help="which annotations and pictures (default: val2017)")
+    parser.add_argument(
+        "--split",
+        metavar="NAME",
+        help="which annotations and pictures (default: val2017, val, validation, valid or test, the first there is)",
+    )
     parser.add_argument(
         "--column",
         action="append",
@@ -135,6 +139,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate as the options say, print tables and return the exit code: 1 if a picture could not be used, else 0."""
     check_options(args)
+    if args.split is None:
+        from pix2seq_hf.data.sources import EVALUATION_SPLITS, choose_split
+
+        args.split = choose_split(args.data, EVALUATION_SPLITS, "--split NAME")
     if args.oracle:
         return run_oracle(args)
     if args.watch is not None:
@@ -275,17 +283,18 @@ def open_data(
     """Open the data set with what the tasks need; its classes get the ids that a model knows their names by."""
     from pix2seq_hf.data.command import parse_columns
     from pix2seq_hf.data.mixture import renumber
-    from pix2seq_hf.data.sources import open_split
+    from pix2seq_hf.data.sources import explain_split, open_split
 
-    split = open_split(
-        args.data,
-        args.split,
-        image_ids=args.image_ids,
-        max_images=args.max_images,
-        tasks=tasks,
-        num_keypoints=num_keypoints,
-        columns=parse_columns(args.column),
-    )
+    with explain_split(args.data, args.split, "--split NAME"):
+        split = open_split(
+            args.data,
+            args.split,
+            image_ids=args.image_ids,
+            max_images=args.max_images,
+            tasks=tasks,
+            num_keypoints=num_keypoints,
+            columns=parse_columns(args.column),
+        )
     return split if id2label is None else renumber(split, id2label)
 
 

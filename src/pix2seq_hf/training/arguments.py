@@ -66,20 +66,22 @@ class DataArguments:
     r"""Which pictures, from the data set of `--data`.
 
     Args:
-        split (`str`): Split of the data set.
+        split (`str`, *optional*): Split of the data set; by default that which is called `train2017` (COCO), `train`
+            (others) or `trainval`.
         columns (`dict`): What the columns of a `datasets` data set are called, see [`~data.hub.read_dataset`].
         image_ids (`list[int]`, *optional*): Train on these pictures only.
         max_images (`int`, *optional*): Train on at most the first so many pictures.
         weight (`float`): How often this data set is drawn from, if there are others.
         others (`list[DataSource]`): Further data sets, mixed in by weight; classes are matched by name.
         streaming (`bool`): Read a `datasets` data set from its beginning to its end without an index, for what is too
-            large to download; shuffled within a window of `shuffle_buffer` pictures.
+            large to download; shuffled within a window of `shuffle_buffer` pictures. At the end of every epoch
+            `datasets` waits five seconds for its threads.
         shuffle_buffer (`int`): See `streaming`.
         keep_pictures (`bool`): Keep all decoded pictures in memory, once per worker; for small sets.
         max_bad (`float`): Share of the pictures that may turn out to be unusable before the run stops.
         num_workers (`int`): Processes that prepare batches, per task and training process."""
 
-    split: str = "train2017"
+    split: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)
     image_ids: list[int] | None = None
     max_images: int | None = None
@@ -387,6 +389,12 @@ class Recipe:
     def batch_size(self, task: str) -> int:
         """Samples of a task per optimiser step."""
         return self.tasks[task].batch_size or self.training.batch_size
+
+    def with_split(self, split: str) -> "Recipe":
+        """This recipe, with a split of the data set if it names none."""
+        if self.data.split is not None:
+            return self
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, split=split))
 
     def total_steps(self, num_images: int) -> int:
         """Optimiser steps of the run; `num_images` is what the first task has of pictures."""

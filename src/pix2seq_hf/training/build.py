@@ -19,7 +19,7 @@ from pix2seq_hf.data.hub import StreamSplit
 from pix2seq_hf.data.mixture import MixtureSampler, join_splits, renumber
 from pix2seq_hf.data.problems import Problems
 from pix2seq_hf.data.rows import Split
-from pix2seq_hf.data.sources import open_split, open_stream
+from pix2seq_hf.data.sources import TRAINING_SPLITS, choose_split, explain_split, open_split, open_stream
 from pix2seq_hf.data.stream import StreamDataset
 from pix2seq_hf.data.transforms import (
     Compose,
@@ -94,6 +94,13 @@ class TaskSamples:
         return self.dataset.num_samples
 
 
+def with_split(recipe: Recipe, data: str | Path) -> Recipe:
+    """A recipe that names its split: that of the data set if it names none."""
+    if recipe.data.split is not None:
+        return recipe
+    return recipe.with_split(choose_split(data, TRAINING_SPLITS, "--set data.split=NAME"))
+
+
 def open_material(recipe: Recipe, data: str | Path) -> Material:
     r"""Open all data sets of a recipe, with what its tasks need; what was mended is logged.
 
@@ -108,23 +115,26 @@ def open_material(recipe: Recipe, data: str | Path) -> Material:
     Raises:
         OSError, ValueError: As [`~data.sources.open_split`], or if more than `data.max_bad` of the pictures of a data
             set cannot be used."""
+    recipe = with_split(recipe, data)
     options = {"tasks": list(recipe.tasks), "num_keypoints": num_keypoints(recipe)}
     if recipe.data.streaming:
         settings, problems = recipe.data, Problems(lost="kept")
         if settings.others or settings.image_ids is not None:
             raise ValueError("data.streaming goes without data.others and data.image_ids: a stream has no index")
         columns = settings.columns or None
-        stream = open_stream(
-            data, settings.split, max_images=settings.max_images, columns=columns, problems=problems, **options
-        )
+        with explain_split(data, settings.split, "--set data.split=NAME"):
+            stream = open_stream(
+                data, settings.split, max_images=settings.max_images, columns=columns, problems=problems, **options
+            )
         tell_problems(problems, data, stream.num_rows or 0, recipe.data.max_bad)
         return Material(stream, [stream.num_rows], [1.0], [set(recipe.tasks)], problems.num_left_out)
     splits, weights, tasks, num_left_out = [], [], [], 0
     for path, settings in ((data, recipe.data), *((other.path, other) for other in recipe.data.others)):
         problems = Problems(lost="kept")
         logger.info("reading the annotations of %s, %s", path, settings.split)
-        splits.append(
-            open_split(
+        option = "--set data.split=NAME" if settings is recipe.data else "split in data.others"
+        with explain_split(path, settings.split, option):
+            split = open_split(
                 path,
                 settings.split,
                 image_ids=settings.image_ids,
@@ -133,7 +143,7 @@ def open_material(recipe: Recipe, data: str | Path) -> Material:
                 problems=problems,
                 **options,
             )
-        )
+        splits.append(split)
         weights.append(settings.weight)
         tasks.append(set(getattr(settings, "tasks", None) or recipe.tasks))
         tell_problems(problems, path, len(splits[-1].dataset), recipe.data.max_bad)
@@ -172,16 +182,17 @@ def open_evaluation_split(recipe: Recipe, data: str | Path, tasks: Sequence[str]
     settings, problems = recipe.evaluation, Problems(lost="kept")
     data = settings.data or data
     logger.info("reading the annotations of %s, %s, to evaluate on", data, settings.split)
-    split = open_split(
-        data,
-        settings.split,
-        image_ids=settings.image_ids,
-        max_images=settings.max_images,
-        tasks=list(tasks),
-        num_keypoints=config.num_keypoints,
-        columns=settings.columns or None,
-        problems=problems,
-    )
+    with explain_split(data, settings.split, "--set evaluation.split=NAME"):
+        split = open_split(
+            data,
+            settings.split,
+            image_ids=settings.image_ids,
+            max_images=settings.max_images,
+            tasks=list(tasks),
+            num_keypoints=config.num_keypoints,
+            columns=settings.columns or None,
+            problems=problems,
+        )
     tell_problems(problems, data, len(split.dataset))
     return renumber(split, config.id2label)
 
@@ -234,7 +245,7 @@ def build_dataset(name: str, recipe: Recipe, material: Material, config: Pix2Seq
             "keypoint_detection": f"object with keypoints of the labels {config.keypoint_labels}",
             "captioning": "picture with a caption",
         }[name]
-        raise ValueError(f"{recipe.data.split} has no {what}")
+        raise ValueError(f"{recipe.data.split or 'the data set'} has no {what}")
     kept = [row for row, _ in samples]
     sizes = np.bincount(source_of[kept], minlength=len(ends)).tolist()
     options = {"keep_records": recipe.data.keep_pictures, **widths}

@@ -72,6 +72,9 @@ def train(
     output = Path(output)
     with hold(output):
         start = find_start(recipe, output, resume)
+        recipe = build.with_split(
+            recipe if start.earlier is None else recipe.with_split(start.earlier.data.split), data
+        )
         if start.is_finished:
             check_finished(recipe, data, output)
             logger.warning("%s: the run is finished, there is nothing left to do; more steps prolong it", output)
@@ -137,7 +140,11 @@ def go_on(recipe: Recipe, data: str | Path, output: Path, begin: Start, show_pro
     if checkpoint is not None:
         state = load_checkpoint(accelerator, checkpoint, None if average is None else average.module)
         if state["data_fingerprint"] != fingerprint:
-            raise ValueError(f"{data}: is not the data that {output} was trained on so far; choose another --output")
+            then = info.content.get("data", {}).get("num_pictures")
+            raise ValueError(
+                f"{data}: is not the data that {output} was trained on so far (pictures then: {then}, now: "
+                f"{material.sizes}); choose another --output"
+            )
         if evaluation is not None and state["evaluation"] is not None:
             evaluation.state = state["evaluation"]
     build.start_trackers(recipe, accelerator, start)

@@ -106,7 +106,7 @@ def find_start(recipe: Recipe, output: Path, resume: bool | None) -> Start:
     if resume is False:
         raise ValueError(f"{output}: has a run already; continue it with --resume or choose another --output")
     earlier = load_recipe(recipe_file)
-    changed = find_changes(earlier, recipe)
+    changed = find_changes(earlier, recipe.with_split(earlier.data.split))
     barred = [name for name in changed if not name.startswith((*FREE_SETTINGS, *LENGTHS))]
     if barred:
         raise ValueError(
