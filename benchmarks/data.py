@@ -154,7 +154,7 @@ def build_loader(
     """The data loader of a training run of detection."""
     size = (image_size, image_size)
     collator = TrainingCollator(
-        ObjectDetection(), Pix2SeqVocabulary(), detection_training_transforms(size, MAX_INSTANCES), 0,
+        ObjectDetection(), Pix2SeqVocabulary(), detection_training_transforms(size, MAX_INSTANCES), size, 0,
         max_instances_per_image=MAX_INSTANCES,
     )  # fmt: skip
     sampler = StreamSampler(len(rows), 0, num_pictures + WARM_UP_BATCHES * batch_size)

@@ -49,6 +49,7 @@ def make_collator(seed=0, batch_duplicates=1, **task_options):
         ObjectDetection(),
         Pix2SeqVocabulary(),
         detection_training_transforms((64, 64), 8),
+        (64, 64),
         seed,
         batch_duplicates,
         max_instances_per_image=8,
@@ -262,7 +263,7 @@ def test_every_task_can_do_without_samples(name):
     if name == "captioning":
         options["tokenizer"] = tiny_tokenizer()
     processor = multitask_processor(config)
-    collator = TrainingCollator(TASKS[name], processor.vocabulary, transforms, 0, **options)
+    collator = TrainingCollator(TASKS[name], processor.vocabulary, transforms, (64, 64), 0, **options)
     batch = collator([(SampleKey(0, 3), BadSample("a.png: is empty"))] * 2)
     assert batch["is_bad"].all() and not batch["label_weights"].any()
     assert batch["labels"].shape[:1] == batch["pixel_values"].shape[:1] == (2,)
@@ -286,3 +287,21 @@ def test_records_that_no_sequence_can_be_made_of(rows):
     with pytest.raises(TypeError):  # a fault of the program is none of the data
         collator.transforms = lambda record, rng: record + 1
         collator([dataset[SampleKey(0, 3)]])
+
+
+def test_a_loader_reads_a_batch_as_single_samples_are_read(rows):
+    records, keys = RecordDataset(rows), [SampleKey(0, 3), SampleKey(1, 0), SampleKey(0, 3)]
+    together = records.__getitems__(keys)
+    assert len(together) == 3
+    for (key, record), expected in zip(together, keys, strict=True):
+        alone = records[expected][1]
+        assert key == expected and record.keys() == alone.keys()
+        assert record["image"].equal(alone["image"]) and record["boxes_yxyx"].equal(alone["boxes_yxyx"])
+
+
+def test_batches_without_workers_do_not_share_memory(rows):
+    collator, dataset = make_collator(), RecordDataset(rows)
+    first = collator([dataset[SampleKey(0, 0)]])["pixel_values"]
+    before = first.clone()
+    second = collator([dataset[SampleKey(0, 1)]])["pixel_values"]
+    assert first.equal(before) and not second.equal(first)

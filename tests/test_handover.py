@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pix2seq_hf.data.handover import MAX_BUFFERS, Buffers
+from pix2seq_hf.data.handover import MAX_BUFFERS, Buffers, Piped
 
 
 def receive(lent):
@@ -41,6 +41,25 @@ def test_larger_tensors_get_memory_of_their_own():
     large = buffers.lend((300,)).tensor
     large.fill_(1.0)
     assert large.shape == (300,)
+
+
+def test_memory_that_is_used_in_the_same_process_comes_back_too():
+    buffers = Buffers()
+    kept = buffers.lend((2, 3)).keep()
+    place = kept.data_ptr()
+    assert buffers.lend((2, 3)).tensor.data_ptr() != place
+    del kept
+    gc.collect()
+    assert buffers.lend((2, 3)).tensor.data_ptr() == place
+
+
+@pytest.mark.parametrize("tensor", [torch.tensor([True, False]), torch.arange(6).view(2, 3), torch.zeros(0, 4)])
+def test_small_tensors_go_by_their_content(tensor):
+    received = pickle.loads(pickle.dumps(Piped(tensor)))
+    assert torch.equal(received, tensor) and received.dtype == tensor.dtype
+    before = tensor.clone()
+    received.zero_()
+    assert torch.equal(tensor, before)
 
 
 def test_lost_tensors_do_not_pile_up():

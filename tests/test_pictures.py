@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pix2seq_hf.data.pictures import PictureError, expand_lists, find_pictures, load_picture
+from pix2seq_hf.data.pictures import PictureError, expand_lists, find_pictures, load_picture, read_jpeg_header
 from pix2seq_hf.data.rows import load_pixels
 
 RED, GREEN = (255, 0, 0), (0, 128, 0)
@@ -242,3 +242,25 @@ class TestPixelsOfATrainingPicture:
         content = (tmp_path / "truncated.jpg").read_bytes()
         with pytest.raises(PictureError, match=r"picture 3: is truncated"):
             load_pixels("picture 3", (200, 200), content)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"comment": b"x" * 70}, {"icc_profile": b"y" * 70_000}])
+def test_headers_of_jpeg_files(options):
+    for mode, colors in {"L": 1, "RGB": 3, "CMYK": 4}.items():
+        stream = io.BytesIO()
+        Image.new(mode, (53, 37)).save(stream, "JPEG", **options)
+        content = stream.getvalue()
+        assert read_jpeg_header(content) == (37, 53, colors)
+        for length in range(0, 400, 7):  # damaged files are never read as something else
+            assert read_jpeg_header(content[:length]) in (None, (37, 53, colors))
+    png = io.BytesIO()
+    Image.new("RGB", (53, 37)).save(png, "PNG")
+    assert read_jpeg_header(png.getvalue()) is None and read_jpeg_header(b"") is None
+
+
+def test_an_annotated_bomb_is_not_decoded(tmp_path, monkeypatch):
+    path = tmp_path / "large.jpg"
+    Image.new("L", (400, 300)).save(path)
+    monkeypatch.setattr("pix2seq_hf.data.rows.MAX_PIXELS", 400 * 300 - 1)
+    monkeypatch.setattr("pix2seq_hf.data.rows.decode_jpeg", lambda *arguments: pytest.fail("decoded"))
+    assert load_pixels(path, (300, 400)).shape == (3, 300, 400)  # by Pillow, which has a limit of its own

@@ -200,22 +200,22 @@ def test_filter(recordings):
 
 
 def test_single_noise_functions(recordings, parity_report):
-    boxes = torch.from_numpy(recordings["noise/bbox_in"])
+    boxes = recordings["noise/bbox_in"]
 
     def case_of(name):
         case = part_of(recordings, f"noise/{name}")
-        return [torch.from_numpy(np.array(draw)) for draw in draws_of(case)], torch.from_numpy(case["out"])
+        return [np.array(draw) for draw in draws_of(case)], case["out"]
 
     (cy, cx), expected = case_of("shift_bbox")
-    shifted = shift_boxes(boxes, torch.cat([cy, cx], 1).T)
+    shifted = shift_boxes(boxes, np.concatenate([cy, cx], 1).T)
     parity_report("shifted boxes", difference(shifted, expected), POINT_TOLERANCE)
     (cy, cx, height, width), expected = case_of("random_bbox")
-    random = boxes_around(torch.cat([cy, cx], 1).T, torch.cat([height, width], 1).T)
+    random = boxes_around(np.concatenate([cy, cx], 1).T, np.concatenate([height, width], 1).T)
     parity_report("random boxes", difference(random, expected), POINT_TOLERANCE)
     (rates,), expected = case_of("jitter_bbox_0_0.1")
     parity_report("jittered boxes", difference(jitter_boxes(boxes, rates), expected), POINT_TOLERANCE)
     (up, down, coin), expected = case_of("jitter_bbox_0.1_0.4")
-    rates = torch.where(coin < 0.5, up, down)  # the reference has this second kind of rate, and does not use it
+    rates = np.where(coin < 0.5, up, down)  # the reference has this second kind of rate, and does not use it
     parity_report("strongly jittered boxes", difference(jitter_boxes(boxes, rates), expected), POINT_TOLERANCE)
 
 
@@ -223,20 +223,18 @@ def test_single_noise_functions(recordings, parity_report):
 def test_noise_with_jittered_real_boxes(recordings, mix_rate, parity_report):
     """The reference's unused options, put together from the same parts."""
     case = part_of(recordings, f"noise/augment_mix_{mix_rate}")
-    boxes, drawn = torch.from_numpy(recordings["noise/bbox_in"]), draws_of(case)
+    boxes, drawn = recordings["noise/bbox_in"], draws_of(case)
     draws = noise_draws(drawn, len(boxes), noise_order=drawn[13])
-    real = jitter_boxes(boxes, torch.from_numpy(drawn[11]))
+    real = jitter_boxes(boxes, drawn[11])
     if mix_rate:  # bad boxes among the real ones, duplicates at the end
-        mixed = torch.cat([real, bad_boxes(boxes, draws)])[drawn[13]]
-        found = torch.cat([mixed, duplicate_boxes(boxes, draws)])
+        mixed = np.concatenate([real, bad_boxes(boxes, draws)])[drawn[13]]
+        found = np.concatenate([mixed, duplicate_boxes(boxes, draws)])
         labels = np.concatenate([np.r_[1:7, [-70] * (len(mixed) - 6)][drawn[13]], [-70] * draws.num_duplicates])
     else:
-        found = torch.cat([real, noise_boxes(boxes, draws)])
+        found = np.concatenate([real, noise_boxes(boxes, draws)])
         labels = np.r_[1:7, [-70] * 9]
     assert labels.tolist() == case["label"].tolist()
-    parity_report(
-        f"noise boxes, mix rate {mix_rate}", difference(found, torch.from_numpy(case["bbox"])), POINT_TOLERANCE
-    )
+    parity_report(f"noise boxes, mix rate {mix_rate}", difference(found, case["bbox"]), POINT_TOLERANCE)
 
 
 def test_pixels_are_multiplied_by_the_reciprocal(golden_dir, parity_report):

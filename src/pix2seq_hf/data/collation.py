@@ -8,13 +8,13 @@ the batch says so.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from pix2seq_hf.data.handover import Buffers, Lent
+from pix2seq_hf.data.handover import Buffers, Piped
 from pix2seq_hf.data.rows import load_record
 from pix2seq_hf.tokenization_pix2seq import PADDING_FLOAT
 
@@ -44,6 +44,25 @@ class BadSample(NamedTuple):
 def sample_generator(seed: int, key: SampleKey, duplicate: int) -> np.random.Generator:
     """Return the source of randomness of one sample; `duplicate` counts its copies within a batch."""
     return np.random.default_rng([seed, key.epoch, key.row, duplicate])
+
+
+class Samples(Sequence):
+    r"""The samples of a batch, read when they are looked at: a picture that is transformed at once is still in the
+    processor's cache, and its memory serves for the next one.
+
+    Args:
+        dataset ([`RecordDataset`]): Reads them.
+        keys (`Sequence[SampleKey]`): Which."""
+
+    def __init__(self, dataset: "RecordDataset", keys: Sequence[SampleKey]):
+        self.dataset, self.keys = dataset, keys
+        self.rows = dataset.read_rows([key.row for key in keys])
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, number: int) -> Sample:
+        return self.dataset.sample(self.keys[number], self.rows[number])
 
 
 class StreamSampler(torch.utils.data.Sampler):
@@ -86,8 +105,21 @@ class RecordDataset(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, key: SampleKey) -> Sample:
+        return Samples(self, [key])[0]
+
+    def __getitems__(self, keys: Sequence[SampleKey]) -> Samples:
+        return Samples(self, keys)  # the whole batch, as a data loader asks for it
+
+    def read_rows(self, rows: Sequence[int]) -> list[Mapping[str, Any] | None]:
+        """Look up rows of the data set, without pixels, together; none if records are kept."""
+        if self.kept is not None:
+            return [None] * len(rows)
+        return self.rows.__getitems__([self.picture_row(row) for row in rows])
+
+    def sample(self, key: SampleKey, picture: Mapping[str, Any] | None) -> Sample:
+        """Return the sample of a key; `picture` is its row of the data set, if that was looked up."""
         try:
-            return key, self.read(key.row)
+            return key, self.read(key.row, picture)
         except (ValueError, OSError) as error:
             return key, BadSample(str(error))
 
@@ -96,13 +128,15 @@ class RecordDataset(torch.utils.data.Dataset):
         """How many there are in an epoch."""
         return len(self)
 
-    def read(self, row: int) -> dict[str, Any]:
-        """Return the record of a row; transforms leave the records they are given alone."""
-        if self.kept is None:
-            return load_record(self.rows[row], **self.widths)
-        if row not in self.kept:
-            self.kept[row] = load_record(self.rows[row], **self.widths)
-        return self.kept[row]
+    def read(self, row: int, picture: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the record of a sample; transforms leave the records they are given alone."""
+        number = self.picture_row(row)
+        if self.kept is not None and number in self.kept:
+            return self.kept[number]
+        record = load_record(self.rows[number] if picture is None else picture, **self.widths)
+        if self.kept is not None:
+            self.kept[number] = record
+        return record
 
     def picture_row(self, row: int) -> int:
         """The row of the picture that a sample is about."""
@@ -146,8 +180,8 @@ class ObjectDataset(RecordDataset):
     def __len__(self) -> int:
         return len(self.objects)
 
-    def read(self, row: int) -> dict[str, Any]:
-        return {**super().read(self.picture_row(row)), "object_index": int(self.objects[row, 1])}
+    def read(self, row: int, picture: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        return {**super().read(row, picture), "object_index": int(self.objects[row, 1])}
 
     def picture_row(self, row: int) -> int:
         return int(self.objects[row, 0])
@@ -160,6 +194,7 @@ class TrainingCollator:
         task (`Task`): Writes the sequences.
         vocabulary (`Pix2SeqVocabulary`): The token layout.
         transforms (`Callable`): Called with a record and a `numpy.random.Generator`.
+        image_size (`tuple[int, int]`): (height, width) of the pictures that they make.
         seed (`int`): With the sample's key, decides all draws.
         batch_duplicates (`int`): Copies of each record in the batch, each with draws of its own.
         **task_options: Options of the task's `targets`."""
@@ -169,11 +204,13 @@ class TrainingCollator:
         task: Any,
         vocabulary: Any,
         transforms: Callable[[Mapping[str, Any], np.random.Generator], dict[str, Any]],
+        image_size: tuple[int, int],
         seed: int,
         batch_duplicates: int = 1,
         **task_options: Any,
     ):
-        self.task, self.vocabulary, self.transforms, self.seed = task, vocabulary, transforms, seed
+        self.task, self.vocabulary, self.transforms = task, vocabulary, transforms
+        self.image_size, self.seed = (int(image_size[0]), int(image_size[1])), seed
         self.batch_duplicates, self.task_options = batch_duplicates, task_options
         self.buffers = Buffers()
 
@@ -188,36 +225,42 @@ class TrainingCollator:
             picture `(batch, sequences, length)`; the copies of a record stand next to each other. Beside them, see
             [`split_batch`], `sample_rows` and `is_bad` of shape `(batch,)`. In the place of a bad sample is the first
             good one, or without any a gray picture, with weights of 0."""
-        copies = [(key, record, copy) for key, record in samples for copy in range(self.batch_duplicates)]
-        batch: dict[str, torch.Tensor] = {}
-        lent: dict[str, Lent] = {}
-        good = []
+        size = len(samples) * self.batch_duplicates
+        pixels = self.buffers.lend((size, 3, *self.image_size))
+        keys: list[SampleKey] = []
+        sequences: dict[int, dict[str, torch.Tensor]] = {}
         with one_thread():
-            for slot, (key, record, duplicate) in enumerate(copies):
-                try:
-                    if isinstance(record, BadSample):
-                        continue
-                    canvas = batch["pixel_values"][slot] if batch else None
-                    sample = self.prepare(key, record, duplicate, canvas)
-                except (ValueError, OSError):
-                    continue
-                self._place(sample, slot, len(copies), batch, lent)
-                good.append(slot)
+            for key, record in samples:
+                for duplicate in range(self.batch_duplicates):
+                    keys.append(key)
+                    if not isinstance(record, BadSample):
+                        slot = len(keys) - 1
+                        with suppress(ValueError, OSError):
+                            sequences[slot] = self._prepare_into(pixels.tensor[slot], key, record, duplicate)
+            good = list(sequences)
             if not good:
-                self._place(self.prepare(copies[0][0], self._blank_record()), 0, len(copies), batch, lent)
-        is_bad = torch.ones(len(copies), dtype=torch.bool)
+                sequences[0] = self._prepare_into(pixels.tensor[0], keys[0], self._blank_record())
+        is_bad = torch.ones(size, dtype=torch.bool)
         is_bad[good] = False
+        substitute = min(sequences)
         if is_bad.any():
-            for value in batch.values():
-                value[is_bad] = value[good[0] if good else 0].clone()
-            batch["label_weights"][is_bad] = 0
-        rows = torch.tensor([key.row for key, _, _ in copies])
-        return {
-            **batch,
-            **lent,
-            "sample_rows": rows,
-            "is_bad": is_bad,
-        }  # from here, what is lent goes to the main process
+            pixels.tensor[is_bad] = pixels.tensor[substitute].clone()
+        filled = [sequences.get(slot, sequences[substitute]) for slot in range(size)]
+        batch = {name: torch.stack([sequence[name] for sequence in filled]) for name in filled[0]}
+        batch["label_weights"][is_bad] = 0
+        batch |= {"sample_rows": torch.tensor([key.row for key in keys]), "is_bad": is_bad}
+        if torch.utils.data.get_worker_info() is None:
+            return {"pixel_values": pixels.keep(), **batch}
+        return {"pixel_values": pixels, **{name: Piped(value) for name, value in batch.items()}}  # to the main process
+
+    def _prepare_into(self, canvas: torch.Tensor, *sample: Any) -> dict[str, torch.Tensor]:
+        """Write a picture into its place of the batch and return its sequences."""
+        prepared = self.prepare(*sample, canvas=canvas)
+        image = prepared.pop("pixel_values")
+        assert image.shape == canvas.shape, f"an image of {tuple(image.shape)} in a batch of {tuple(canvas.shape)}"
+        if image.data_ptr() != canvas.data_ptr():  # otherwise the transforms wrote there
+            canvas.copy_(image)
+        return prepared
 
     def prepare(
         self, key: SampleKey, record: Mapping[str, Any], duplicate: int = 0, canvas: torch.Tensor | None = None
@@ -237,26 +280,6 @@ class TrainingCollator:
         transformed = self.transforms({**record, "canvas": canvas}, rng)
         targets = self.task.targets(transformed, self.vocabulary, rng, **self.task_options)
         return {"pixel_values": transformed["image"], **targets.as_dict()}
-
-    def _place(
-        self,
-        sample: Mapping[str, torch.Tensor],
-        slot: int,
-        size: int,
-        batch: dict[str, torch.Tensor],
-        lent: dict[str, Lent],
-    ) -> None:
-        """Write a sample into the batch, which the first sample makes."""
-        if not batch:
-            batch |= {name: value.new_empty((size, *value.shape)) for name, value in sample.items()}
-            if torch.utils.data.get_worker_info() is not None:
-                lent["pixel_values"] = self.buffers.lend(batch["pixel_values"].shape)
-                batch["pixel_values"] = lent["pixel_values"].tensor
-        for name, value in sample.items():
-            place = batch[name][slot]
-            assert value.shape == place.shape, f"{name} of {tuple(value.shape)} in a batch of {tuple(place.shape)}"
-            if value.data_ptr() != place.data_ptr():  # otherwise the transforms wrote there
-                place.copy_(value)
 
     def _blank_record(self) -> dict[str, Any]:
         """A gray picture with one object that has everything that a task may ask for."""

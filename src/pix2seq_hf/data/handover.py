@@ -49,8 +49,25 @@ class Lent:
         self.buffer, self.shape = buffer, shape
         self.tensor = torch.from_numpy(_numbers(buffer, shape))
 
+    def keep(self) -> torch.Tensor:
+        """The tensor for use in this process; afterwards the memory goes back as well."""
+        return _receive(self.buffer, self.shape)
+
     def __reduce__(self):
         return _receive, (self.buffer, self.shape)
+
+
+class Piped:
+    r"""A small tensor that is sent by its content: torch would make a file of shared memory for each.
+
+    Args:
+        tensor (`torch.Tensor`): Of any shape."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor
+
+    def __reduce__(self):
+        return torch.from_numpy, (self.tensor.numpy(),)
 
 
 def _numbers(buffer: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:

@@ -138,6 +138,27 @@ def open_picture(
     )
 
 
+def read_jpeg_header(content: bytes) -> tuple[int, int, int] | None:
+    r"""Find the size of a plain JPEG file in a fraction of the time that [`open_picture`] takes.
+
+    Args:
+        content (`bytes`): Of a file.
+    Returns:
+        `tuple[int, int, int]`, *optional*: Height, width, colours; `None` if the file is another or damaged."""
+    if content[:2] != b"\xff\xd8":
+        return None
+    position = 2
+    while content[position : position + 1] == b"\xff" and position + 9 < len(content):
+        marker, length = content[position + 1], int.from_bytes(content[position + 2 : position + 4], "big")
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a start of frame; others are tables
+            height, width = (
+                int.from_bytes(content[start : start + 2], "big") for start in (position + 5, position + 7)
+            )
+            return height, width, content[position + 9]
+        position += 2 + length
+    return None
+
+
 def _name_of(source: str | os.PathLike | bytes, name: str | os.PathLike | None) -> str:
     return os.fspath(name or ("picture without a name" if isinstance(source, bytes) else source))
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-ROWS_AT_ONCE = 128  # so that what is computed in between stays in the cache
+ROWS_AT_ONCE = 64  # so that what is computed in between stays in the cache
 
 
 class Taps(NamedTuple):

@@ -1,5 +1,6 @@
 r"""What does every source of pictures give: a [`Split`], whose rows [`load_record`] turns into records."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from pix2seq_hf.data.annotations import keypoints_from_triples, polygons_from_parts
-from pix2seq_hf.data.pictures import check_file, load_picture, open_picture
+from pix2seq_hf.data.pictures import MAX_PIXELS, check_file, load_picture, open_picture, read_jpeg_header
 from pix2seq_hf.image_processing_pix2seq import orientation_of
 
 try:  # a fifth faster than Pillow, with the same pixels
@@ -171,14 +172,14 @@ def load_pixels(path: str | Path, image_size: tuple[int, int], content: bytes | 
     if content is None:
         check_file(str(path))
         content = Path(path).read_bytes()
+    is_expected = read_jpeg_header(content) in ((*image_size, 1), (*image_size, 3))  # as stored, gray or RGB
+    if is_expected and math.prod(image_size) <= MAX_PIXELS and decode_jpeg is not None:
+        try:
+            return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
+        except RuntimeError:  # damaged, or built without: Pillow says what it is
+            pass
     with open_picture(content, name=path) as header:
         stored_size, turn_back = header.size[::-1], TURN_BACK.get(orientation_of(header))
-        is_plain_jpeg = header.format in ("JPEG", "MPO") and header.mode in ("RGB", "L")
-        if is_plain_jpeg and stored_size == image_size and decode_jpeg is not None:
-            try:
-                return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
-            except RuntimeError:  # damaged, or built without: Pillow says what it is
-                pass
     picture = load_picture(content, name=path)
     if turn_back is not None and stored_size == image_size:
         picture = picture.transpose(turn_back)

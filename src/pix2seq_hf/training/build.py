@@ -470,6 +470,7 @@ def build_loader(
         TASKS[name],
         processor.vocabulary,
         build_transforms(name, settings, config),
+        config.image_size,
         recipe.training.seed,
         settings.batch_duplicates,
         **build_target_options(name, settings, config, processor.caption_tokenizer),
