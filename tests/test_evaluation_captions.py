@@ -4,12 +4,14 @@ import logging
 import math
 import os
 import random
+import time
+from pathlib import Path
 
 import pytest
 
 from pix2seq_hf.evaluation.caption_scores import bleu, cider, split_words
 from pix2seq_hf.evaluation.captions import CAPTION_METRICS, SIMPLE_CAPTION_METRICS, evaluate_captions
-from pix2seq_hf.evaluation.coco_captions import missing_tools, score_like_papers, split_like_papers
+from pix2seq_hf.evaluation.coco_captions import SPICE_MODELS, missing_tools, score_like_papers, split_like_papers
 
 needs_java = pytest.mark.skipif(missing_tools() is not None, reason=str(missing_tools()))
 
@@ -200,3 +202,16 @@ class TestWithJava:
             split_like_papers(["a"])
         with pytest.raises(OSError, match="METEOR's Java program failed"):
             score_like_papers({1: "a dog"}, {1: ["a dog"]})
+
+    @needs_java
+    def test_spice_without_a_network(self, truth, monkeypatch):
+        """One line with the remedy, before the other scores take their time; nothing listens at the address."""
+        from pycocoevalcap.spice import get_stanford_models
+
+        if any((Path(get_stanford_models.__file__).parent / "lib" / name).is_file() for name in SPICE_MODELS):
+            pytest.skip("the models of SPICE are there")
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+        start = time.monotonic()
+        with pytest.raises(OSError, match=r"^the models of SPICE could not be loaded .*corenlp.*; or leave SPICE out$"):
+            evaluate_captions(truth, PERFECT, use_spice=True)
+        assert time.monotonic() - start < 5

@@ -3,9 +3,14 @@
 import contextlib
 import io
 import shutil
+import socket
 import subprocess
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+PATIENCE = 30.0  # seconds without a byte until a server counts as out of reach
 
 
 def missing_tools() -> str | None:
@@ -19,6 +24,30 @@ def missing_tools() -> str | None:
             "Java is not installed (there is no program 'java'): on Debian and Ubuntu, apt install default-jre-headless"
         )
     return None
+
+
+def load_spice_models() -> None:
+    r"""Load the models of SPICE from the internet, unless an earlier use did: 380 MB, into the folder of pycocoevalcap.
+
+    Raises:
+        OSError: If they cannot be loaded; says where they may be put by hand."""
+    from pycocoevalcap.spice import get_stanford_models as loader
+
+    folder, patience = Path(loader.__file__).parent / loader.SPICELIB, socket.getdefaulttimeout()
+    if all((folder / name).is_file() for name in SPICE_MODELS):
+        return
+    socket.setdefaulttimeout(PATIENCE)  # pycocoevalcap would wait for as long as the system does
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            loader.get_stanford_models()
+    except (OSError, zipfile.BadZipFile, KeyError) as error:
+        reason, address = " ".join(str(error).split()), f"http://nlp.stanford.edu/software/{loader.CORENLP}.zip"
+        raise OSError(
+            f"the models of SPICE could not be loaded ({reason}): take {address} from elsewhere, and put "
+            f"{' and '.join(SPICE_MODELS)} of it into {folder}; or leave SPICE out"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(patience)
 
 
 def split_like_papers(captions: Sequence[str]) -> list[str]:
@@ -59,8 +88,7 @@ def score_like_papers(
     Args:
         captions (`Mapping[int, str]`): One per picture id, split by [`split_like_papers`]; may be empty.
         references (`Mapping[int, Sequence[str]]`): Those of the annotations, split as well.
-        use_spice (`bool`): SPICE too. It loads a model from the internet at its first use, needs 8 GiB of memory, and
-            was written for Java 8.
+        use_spice (`bool`): SPICE too, see [`load_spice_models`]. It needs 8 GiB of memory, and was written for Java 8.
     Returns:
         `dict[str, float]`: `BLEU_1` to `BLEU_4`, `METEOR`, `ROUGE_L`, `CIDEr`, and `SPICE` if asked for.
     Raises:
@@ -69,6 +97,8 @@ def score_like_papers(
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
+    if use_spice:
+        load_spice_models()  # fails before the others have taken their time
     ours = {image_id: [caption] for image_id, caption in captions.items()}
     theirs = {image_id: list(references[image_id]) for image_id in captions}
     with contextlib.redirect_stdout(io.StringIO()):
@@ -83,7 +113,7 @@ def score_like_papers(
 
                 scores["SPICE"] = float(Spice().compute_score(theirs, ours)[0])
             except (OSError, ValueError, subprocess.CalledProcessError) as error:
-                raise OSError(f"SPICE failed ({error}): it loads a model at its first use, and wants Java 8") from None
+                raise OSError(f"SPICE's Java program failed ({error}): it needs 8 GiB of memory, and Java 8") from None
     return scores
 
 

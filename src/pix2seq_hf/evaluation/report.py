@@ -122,7 +122,7 @@ def write_report(
         numbers (`Mapping`): The task's metrics.
         names (`Mapping[int, str]`): Name of each label id.
         load_picture (`Callable[[int], PIL.Image.Image]`): Gives the picture of an image id; called for those that are
-            shown, and one for which it raises an `OSError` is left out.
+            shown, and one for which it raises an `OSError` or a `ValueError` is left out.
         facts (`Mapping`, *optional*): What stands under the title, for example the model and the data set.
     Returns:
         `Path`: The page.
@@ -286,7 +286,7 @@ class _Sides:
     def draw(self, image_id: int) -> list[Image.Image] | None:
         try:
             picture = self.load_picture(image_id).convert("RGB")
-        except OSError:
+        except (OSError, ValueError):
             return None
         return [
             draw_items(picture, items.get(image_id, []), self.task, self.names, self.skeleton) for items in self.items
