@@ -111,6 +111,10 @@ def test_wrong_options(scenes, model_folder, tmp_path, capsys):
     ):
         with pytest.raises(ValueError, match=message):
             evaluate("--model", model_folder, "--data", scenes, *options)
+    with pytest.raises(ValueError, match="--spice: is for captions: --tasks captioning, or all"):
+        evaluate("--model", model_folder, "--data", scenes, "--spice")
+    with pytest.raises(ValueError, match="--spice: is for --model and --results"):
+        evaluate("--oracle", "--data", scenes, "--spice")
     with pytest.raises(ValueError, match="--boxes: is for --model"):
         evaluate("--oracle", "--data", scenes, "--boxes", "annotated")
     with pytest.raises(SystemExit):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from drawn_coco import ALL_TASKS, write_drawn_coco
 from pix2seq_hf.data.coco import read_coco
@@ -183,19 +184,92 @@ def test_two_processes_go_on_with_what_one_began(options, whole, tmp_path):
     assert output.count("average precision") == 1
 
 
-def test_bad_pictures_are_named_and_counted(data, options, tmp_path, capsys):
+def test_bad_pictures_are_named_and_counted(data, options, whole, tmp_path, capsys):
+    """One is broken, one is missing: nothing was found in them, what is annotated there counts, the others are done."""
     copy = tmp_path / "data"
     shutil.copytree(data, copy)
     (copy / "val/012.png").write_bytes(b"no picture")
+    (copy / "val/015.png").unlink()
     given = [str(copy) if option == data else option for option in options]
     assert evaluate(*given, "--output", tmp_path / "found", "--json", tmp_path / "numbers.json") == 1
-    assert "picture 12 could not be used: " in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "picture 12 could not be used: " in errors and "picture 15 could not be used: " in errors
     numbers = read_json(tmp_path / "numbers.json")
-    assert numbers["num_failed"] == 1 and numbers["failed"][0]["image_id"] == 12
-    assert numbers["num_images"] == 7 and numbers["num_asked"] == 7
-    shutil.copy(data / "val/012.png", copy / "val/012.png")  # mended: only this one is asked about again
+    assert numbers["num_failed"] == 2 and [item["image_id"] for item in numbers["failed"]] == [12, 15]
+    assert numbers["num_images"] == 7 and numbers["num_asked"] == 7 and numbers["left_out"] == []
+    split = read_coco(data, "val", tasks=ALL_TASKS[:2])
+    found = {task: read_json(whole / f"found/{task}.json") for task in ALL_TASKS[:2]}
+    found = {task: [item for item in items if item["image_id"] not in (12, 15)] for task, items in found.items()}
+    for task, expected in score(split, found).items():
+        assert {name: numbers["tasks"][task][name] for name in expected} == pytest.approx(expected)
+    # Not one picture is read to score results, and missing ones are left out of the drawings.
+    again = ["--data", copy, "--split", "val", "--report", tmp_path / "report"]
+    assert evaluate("--results", whole / "found", *again, "--json", tmp_path / "again.json") == 0
+    first = read_json(whole / "numbers.json")["tasks"]
+    for task, expected in read_json(tmp_path / "again.json")["tasks"].items():
+        assert expected == {name: first[task][name] for name in expected}
+    for name in ("012.png", "015.png"):  # mended: only these are asked about again
+        shutil.copy(data / "val" / name, copy / "val" / name)
     assert evaluate(*given, "--output", tmp_path / "found", "--json", tmp_path / "numbers.json") == 0
-    assert read_json(tmp_path / "numbers.json")["num_asked"] == 1
+    numbers = read_json(tmp_path / "numbers.json")
+    assert numbers["num_asked"] == 2 and numbers["tasks"] == first
+
+
+def test_many_bad_pictures(data, model_folder, tmp_path, capsys, monkeypatch):
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    options = ["--model", model_folder, "--data", copy, "--split", "val", "--device", "cpu"]
+    monkeypatch.setattr(command, "MOST_NAMED", 2)
+    for name in ("11", "12", "13", "14", "16"):
+        (copy / f"val/0{name}.png").unlink()
+    assert evaluate(*options) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3 and errors[2] == "pix2seq evaluate: and 3 pictures more (--json FILE has all)"
+    for name in ("15", "17"):
+        (copy / f"val/0{name}.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"data: none of the 7 pictures could be used; the first: .*011\.png"):
+        evaluate(*options)
+
+
+def test_a_picture_without_annotations_is_left_out_and_named(model_folder, tmp_path, capsys):
+    """Of a broken XML file nothing is known: it can count neither way."""
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (tmp_path / "voc" / name).mkdir(parents=True)
+    box = "<bndbox><xmin>5</xmin><ymin>5</ymin><xmax>30</xmax><ymax>30</ymax></bndbox>"
+    for name, xml in (
+        ("a", f"<annotation><object><name>disc</name>{box}</object></annotation>"),
+        ("b", "<annotation><object>"),
+    ):
+        (tmp_path / f"voc/Annotations/{name}.xml").write_text(xml)
+        Image.new("RGB", (40, 50)).save(tmp_path / f"voc/JPEGImages/{name}.jpg")
+    (tmp_path / "voc/ImageSets/Main/val.txt").write_text("a\nb\n")
+    options = ["--data", tmp_path / "voc", "--json", tmp_path / "numbers.json"]
+    for mode in (["--model", model_folder, "--device", "cpu"], ["--oracle"]):
+        assert evaluate(*mode, *options) == 1
+        assert "left out, with what is annotated: " in capsys.readouterr().err
+        numbers = read_json(tmp_path / "numbers.json")
+        assert numbers["num_images"] == 1
+    evaluate("--model", model_folder, "--device", "cpu", *options)
+    (left_out,) = read_json(tmp_path / "numbers.json")["left_out"]
+    assert "b.xml" in left_out
+
+
+def test_results_are_on_disk_before_numbers_and_numbers_before_they_are_printed(options, tmp_path, monkeypatch):
+    arguments = [*options, "--output", tmp_path / "found", "--json", tmp_path / "numbers.json"]
+
+    def fail(*_, **__):
+        raise ValueError("Java has gone away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pix2seq_hf.evaluation.measure.evaluate_masks", fail)
+        with pytest.raises(ValueError, match="gone away"):
+            evaluate(*arguments)
+    assert all((tmp_path / f"found/{task}.json").is_file() for task in ALL_TASKS[:2])
+    monkeypatch.setattr(command, "print_numbers", fail)  # as when the reader of a pipe has had enough
+    with pytest.raises(ValueError, match="gone away"):
+        evaluate(*arguments, "--report", tmp_path / "report")
+    assert read_json(tmp_path / "numbers.json")["num_asked"] == 0
+    assert (tmp_path / "report/instance_segmentation.html").is_file()
 
 
 class TestResults:

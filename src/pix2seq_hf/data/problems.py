@@ -35,7 +35,7 @@ class Problems:
         self.keep_going, self.on_lost = keep_going, lost
         self.found: list[Problem] = []
         self.lost: list[Problem] = []
-        self.num_left_out = 0
+        self.left_out: list[Problem] = []  # the lost ones that have no row
 
     def repair(self, kind: str, message: str) -> None:
         """Note something that was mended or left out."""
@@ -63,8 +63,14 @@ class Problems:
             self.found.append(Problem(kind, message, is_error=True))
         self.lost.append(self.found[-1])
         is_kept = is_known and self.on_lost == "kept"
-        self.num_left_out += not is_kept
+        if not is_kept:
+            self.left_out.append(self.found[-1])
         return is_kept
+
+    @property
+    def num_left_out(self) -> int:
+        """How many of the lost pictures have no row."""
+        return len(self.left_out)
 
     @property
     def errors(self) -> list[Problem]:

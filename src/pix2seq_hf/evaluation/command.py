@@ -17,8 +17,10 @@ annotated ones, or for those of a file of results.
 With --output everything that is known of a picture is on disk as soon as it is known: the same command goes on where an
 interrupted one was, with any number of processes. In DIR there is at the end one TASK.json per task in COCO's results
 format, which --results and --boxes read. What is drawn for a picture depends on --seed and its id, neither on the batch
-nor on the number of processes; only rounding does. A picture that cannot be used counts as one in which nothing was
-found, and is named; the exit code is then 1.
+nor on the number of processes; only rounding does.
+
+A picture that is missing or broken counts as one in which nothing was found, and is named; the exit code is then 1, or
+2 if no picture can be used.
 """
 
 import argparse
@@ -44,6 +46,7 @@ NAMES = {
     "keypoint_detection": "keypoints",
     "captioning": "captions",
 }
+MOST_NAMED = 10  # pictures that could not be used; all are in the file of numbers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,6 +131,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--report", metavar="DIR", help="a page with curves, kinds of errors and pictures per task")
     output.add_argument("--per-class", action="store_true", help="a table of classes for every task about objects")
     output.add_argument(
+        "--spice",
+        action="store_true",
+        help="SPICE of captions, too: needs pycocoevalcap, Java, 8 GiB of memory, and loads 380 MB at its first use",
+    )
+    output.add_argument(
         "--engine",
         choices=("pycocotools", "faster-coco-eval"),
         default="pycocotools",
@@ -139,6 +147,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate as the options say, print tables and return the exit code: 1 if a picture could not be used, else 0."""
     check_options(args)
+    check_outputs(args)
+    if args.spice:
+        from pix2seq_hf.evaluation.coco_captions import load_spice_models, missing_tools
+
+        if missing := missing_tools():
+            raise ValueError(f"--spice: {missing}")
+        load_spice_models()
     if args.split is None:
         from pix2seq_hf.data.sources import EVALUATION_SPLITS, choose_split
 
@@ -175,11 +190,25 @@ def check_options(args: argparse.Namespace) -> None:
         for option in ("output", *(() if args.watch else ("boxes", "max_objects", "num_samples"))):
             if getattr(args, option) is not None:
                 raise ValueError(f"--{option.replace('_', '-')}: is for --model")
-    if args.report is not None and (args.oracle or args.watch):
-        raise ValueError("--report: is for --model and --results")
+    for option in ("report", "spice"):
+        if getattr(args, option) and (args.oracle or args.watch):
+            raise ValueError(f"--{option}: is for --model and --results")
+    if args.spice and args.model is not None and args.tasks != "all" and "captioning" not in (args.tasks or ""):
+        raise ValueError("--spice: is for captions: --tasks captioning, or all")
     for task in () if args.tasks in (None, "all") else args.tasks.split(","):
         if task not in ALL_TASKS:
             raise ValueError(f"--tasks: unknown task {task!r}: known are {', '.join(ALL_TASKS)}, and all")
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Make the folders of what will be written; an OSError names what cannot be."""
+    from pix2seq_hf.outputs import check_file, make_folder
+
+    if args.json is not None:
+        check_file(args.json, "--json")
+    for option in ("report", "output"):
+        if getattr(args, option) is not None:
+            make_folder(getattr(args, option), f"--{option}")
 
 
 # --- A model ----------------------------------------------------------------------------------------------------------
@@ -187,6 +216,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 def run_model(args: argparse.Namespace) -> int:
     """Ask a model about every picture."""
+    from pix2seq_hf.data.problems import Problems
     from pix2seq_hf.evaluation import answers
     from pix2seq_hf.evaluation.measure import measure
 
@@ -194,7 +224,8 @@ def run_model(args: argparse.Namespace) -> int:
     is_main = share.index == 0
     model, processor = load(args.model, device, args.dtype)
     tasks = choose_tasks(args, model.config, args.model)
-    split = open_data(args, tasks, model.config.num_keypoints, model.config.id2label)
+    problems = Problems(lost="kept")
+    split = open_data(args, problems, tasks, model.config.num_keypoints, model.config.id2label)
     question = build_question(args, tasks, split, model.config)
     folder = None
     if args.output is not None:
@@ -217,27 +248,33 @@ def run_model(args: argparse.Namespace) -> int:
         folder=folder,
         engine=args.engine,
         caption_tokenizer=None if is_main else "simple",
+        use_spice=args.spice and is_main,
     )
+    failures, num_pictures = measured.failures, len(split.dataset)
+    exit_code = int(bool(failures or problems.left_out))
     if not is_main:
-        return int(bool(measured.failures))
-    if args.output is not None:
-        answers.write_results(args.output, measured.results)
+        return exit_code
+    if len(failures) == num_pictures:
+        reason = next(iter(failures.values()), None) or next((problem.message for problem in problems.left_out), "none")
+        raise ValueError(f"{args.data}: none of the {num_pictures} pictures could be used; the first: {reason}")
     add_voc(args, split, measured.numbers, measured.results)
-    print_numbers(measured.numbers, measured.results, args.boxes or "detected")
     pace = measured.num_asked / measured.seconds if measured.num_asked else None
-    print(describe_pace(len(split.dataset), measured.num_asked, pace))
-    name_failures(measured.failures)
     facts = {
         "num_processes": share.count,
         "num_asked": measured.num_asked,
         "seconds": measured.seconds,
         "pictures_per_second": pace,
-        "num_failed": len(measured.failures),
-        "failed": [{"image_id": image_id, "reason": reason} for image_id, reason in measured.failures.items()],
+        "num_failed": len(failures),
+        "failed": [{"image_id": image_id, "reason": reason} for image_id, reason in failures.items()],
+        "left_out": [problem.message for problem in problems.left_out],
         "malformed": measured.malformed,
     }
-    write_outputs(args, split, measured.numbers, measured.results, facts)
-    return int(bool(measured.failures))
+    tables = write_outputs(args, split, measured.numbers, measured.results, facts)
+    print_numbers(measured.numbers, measured.results, args.boxes or "detected")
+    print(describe_pace(num_pictures, measured.num_asked, pace))
+    print_tables(tables)
+    name_failures(failures, problems)
+    return exit_code
 
 
 def find_share(device: str) -> tuple[Any, str]:
@@ -276,6 +313,7 @@ def choose_tasks(args: argparse.Namespace, config: Any, name: str) -> list[str]:
 
 def open_data(
     args: argparse.Namespace,
+    problems: Any,
     tasks: Sequence[str],
     num_keypoints: int = 17,
     id2label: Mapping[int, str] | None = None,
@@ -294,6 +332,7 @@ def open_data(
             tasks=tasks,
             num_keypoints=num_keypoints,
             columns=parse_columns(args.column),
+            problems=problems,
         )
     return split if id2label is None else renumber(split, id2label)
 
@@ -335,6 +374,7 @@ def stamp(path: str) -> str:
 
 def run_results(args: argparse.Namespace) -> int:
     """Score files of results."""
+    from pix2seq_hf.data.problems import Problems
     from pix2seq_hf.evaluation.measure import score
     from pix2seq_hf.evaluation.results_files import read_results
 
@@ -352,15 +392,20 @@ def run_results(args: argparse.Namespace) -> int:
         if task not in found:
             raise ValueError(f"--tasks: {args.results} has no results of {task}, only of {', '.join(found)}")
     found = {task: items for task, items in found.items() if wanted is None or task in wanted}
-    split = open_data(args, list(found), _count_keypoints(found))
+    problems = Problems(lost="kept")  # the pictures themselves are not needed
+    split = open_data(args, problems, list(found), _count_keypoints(found))
     if args.max_images is not None or args.image_ids is not None:
         known = set(split.dataset["image_id"])
         found = {task: [item for item in items if item["image_id"] in known] for task, items in found.items()}
-    numbers = score(split, found, args.engine, caption_tokenizer=None)
+    numbers = score(split, found, args.engine, caption_tokenizer=None, use_spice=args.spice and "captioning" in found)
     add_voc(args, split, numbers, found)
+    left_out = [problem.message for problem in problems.left_out]
+    facts = {"seconds": None, "pictures_per_second": None, "left_out": left_out}
+    tables = write_outputs(args, split, numbers, found, facts)
     print_numbers(numbers, found)
-    write_outputs(args, split, numbers, found, {"seconds": None, "pictures_per_second": None})
-    return 0
+    print_tables(tables)
+    name_failures({}, problems)
+    return int(bool(left_out))
 
 
 def _count_keypoints(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
@@ -374,13 +419,15 @@ def _count_keypoints(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
 
 def run_oracle(args: argparse.Namespace) -> int:
     """Say what the token format costs, for several numbers of bins."""
+    from pix2seq_hf.data.problems import Problems
     from pix2seq_hf.evaluation.measure import score
     from pix2seq_hf.evaluation.oracle import ORACLE_TASKS, answer_by_tokens, build_oracle
 
     tasks = ORACLE_TASKS if args.tasks == "all" else (args.tasks or "object_detection").split(",")
     if "captioning" in tasks:
         raise ValueError("--tasks captioning: words are tokens as they are; --oracle has nothing to measure")
-    split = open_data(args, tasks)
+    problems = Problems(lost="kept")
+    split = open_data(args, problems, tasks)
     points = (split.keypoint_annotations or {"annotations": []})["annotations"]
     labels = sorted({item["category_id"] for item in points if any(item.get("keypoints", ()))}) or [1]
     table = {}
@@ -393,6 +440,10 @@ def run_oracle(args: argparse.Namespace) -> int:
             truth = split.keypoint_annotations if task == "keypoint_detection" else split.annotations
             found[task] = answer_by_tokens(task, truth, processor)
         table[bins] = score(split, found, args.engine)
+    if args.json is not None:
+        options = {name: getattr(args, name) for name in ("oracle_bins", "image_size", "max_points", "max_images")}
+        content = {**describe(args, split), "options": options, "oracle": {str(bins): table[bins] for bins in table}}
+        write_json(args.json, content)
     columns = ("AP", "AP_50", "AP_75", "AP_small", "AP_medium", "AP_large")
     print(f"{len(split.dataset)} pictures, input of {args.image_size} pixels, outlines of {args.max_points} points")
     print(f"{'':<10}{'bins':>6}" + "".join(f"{name.replace('AP_', ''):>8}" for name in columns))
@@ -400,11 +451,8 @@ def run_oracle(args: argparse.Namespace) -> int:
         for bins, numbers in table.items():
             cells = (f"{_percent(numbers[task].get(name, -1)):>8}" for name in columns)
             print(f"{NAMES[task]:<10}{bins:>6}" + "".join(cells))
-    if args.json is not None:
-        options = {name: getattr(args, name) for name in ("oracle_bins", "image_size", "max_points", "max_images")}
-        content = {**describe(args, split), "options": options, "oracle": {str(bins): table[bins] for bins in table}}
-        Path(args.json).write_text(json.dumps(content, indent=2) + "\n")
-    return 0
+    name_failures({}, problems)
+    return int(bool(problems.left_out))
 
 
 # --- A run that is still going on -------------------------------------------------------------------------------------
@@ -415,6 +463,7 @@ def run_watch(args: argparse.Namespace) -> int:
     from safetensors.torch import load_model as load_weights
     from torch.utils.tensorboard import SummaryWriter
 
+    from pix2seq_hf.data.problems import Problems
     from pix2seq_hf.evaluation.measure import measure
     from pix2seq_hf.evaluation.watching import watch
     from pix2seq_hf.training.checkpoints import AVERAGE_FILE, find_damage
@@ -424,16 +473,16 @@ def run_watch(args: argparse.Namespace) -> int:
         raise FileNotFoundError(f"{folder}: no such folder (the --output of pix2seq train)")
     if find_share(args.device)[0].count > 1:
         raise ValueError("--watch: takes one process")
-    split, was_seen = None, False
+    split, has_failed, problems = None, None, Problems(lost="kept")
     with SummaryWriter(str(folder / "tensorboard" / "evaluation")) as writer:
 
         def evaluate(step: int, path: Path) -> dict[str, Any]:
-            nonlocal split, was_seen
+            nonlocal split, has_failed
             model, processor = load(str(path), args.device, args.dtype)
             if (path / AVERAGE_FILE).is_file():
                 load_weights(model, path / AVERAGE_FILE)
             tasks = choose_tasks(args, model.config, str(path))
-            split = split or open_data(args, tasks, model.config.num_keypoints, model.config.id2label)
+            split = split or open_data(args, problems, tasks, model.config.num_keypoints, model.config.id2label)
             question = build_question(args, tasks, split, model.config)
             show = not args.quiet
             measured = measure(model, processor, split, question, batch_size=args.batch_size, show_progress=show)
@@ -446,15 +495,15 @@ def run_watch(args: argparse.Namespace) -> int:
             pace = measured.num_asked / measured.seconds
             writer.add_scalar("evaluation/pictures_per_second", pace, step)
             writer.flush()
-            if not was_seen:
-                name_failures(measured.failures)
-            was_seen = True
+            if has_failed is None:  # they are the same for every checkpoint
+                name_failures(measured.failures, problems)
+                has_failed = bool(measured.failures or problems.left_out)
             facts = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "pictures_per_second": pace}
             return {**facts, "num_failed": len(measured.failures), "tasks": measured.numbers}
 
         number = watch(folder, evaluate, find_damage, args.interval)
     print(f"{number} checkpoint{'s' * (number != 1)} of {folder} evaluated; the run has ended")
-    return 0
+    return int(bool(has_failed))
 
 
 # --- What is said and written -----------------------------------------------------------------------------------------
@@ -490,10 +539,14 @@ def headline(task: str, metrics: Mapping[str, float]) -> str:
     return f"{NAMES[task]} {shown}"
 
 
-def name_failures(failures: Mapping[int, str]) -> None:
-    """Name the pictures that could not be used."""
-    for image_id, reason in failures.items():
-        print(f"pix2seq evaluate: picture {image_id} could not be used: {reason}", file=sys.stderr)
+def name_failures(failures: Mapping[int, str], problems: Any) -> None:
+    """Name the first pictures that could not be used, and those that nothing is known of."""
+    lines = [f"picture {image_id} could not be used: {reason}" for image_id, reason in failures.items()]
+    lines += [f"left out, with what is annotated: {problem.message}" for problem in problems.left_out]
+    if len(lines) > MOST_NAMED:
+        lines[MOST_NAMED:] = [f"and {len(lines) - MOST_NAMED} pictures more (--json FILE has all)"]
+    for line in lines:
+        print(f"pix2seq evaluate: {line}", file=sys.stderr)
 
 
 def describe_pace(num_pictures: int, num_asked: int, pace: float | None) -> str:
@@ -521,18 +574,23 @@ def write_outputs(
     numbers: Mapping[str, Mapping[str, float]],
     results: Mapping[str, Sequence[Mapping[str, Any]]],
     facts: Mapping[str, Any],
-) -> None:
-    """Print the tables of classes, write the file of numbers and the report, where they are asked for."""
+) -> dict[str, Any]:
+    """Write the file of numbers and the report, where they are asked for; return the tables of classes if they are."""
     tables = class_tables(args, split, results) if args.per_class else {}
     facts = {**facts, **({"per_class": tables} if tables else {})}
     if args.json is not None:
         names = (*KEPT_OPTIONS[4:], "max_images", "image_ids", "batch_size", "results")
         options = {name: getattr(args, name) for name in names}
-        content = {**describe(args, split), **facts, "options": options, "tasks": dict(numbers)}
-        Path(args.json).write_text(json.dumps(content, indent=2) + "\n")
+        write_json(args.json, {**describe(args, split), **facts, "options": options, "tasks": dict(numbers)})
     if args.report is not None:
         facts = {name: getattr(args, name) for name in ("model", "data", "split")}
         report(args.report, split, numbers, results, facts)
+    return tables
+
+
+def write_json(path: str, content: Mapping[str, Any]) -> None:
+    """Write the file of numbers."""
+    Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def add_voc(args: argparse.Namespace, split: Any, numbers: dict, results: Mapping[str, Any]) -> None:
@@ -546,16 +604,22 @@ def add_voc(args: argparse.Namespace, split: Any, numbers: dict, results: Mappin
 
 
 def class_tables(args: argparse.Namespace, split: Any, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Print and return the numbers of every class, by task."""
+    """The numbers of every class, by task."""
     from pix2seq_hf.evaluation.coco_numbers import per_class
-    from pix2seq_hf.evaluation.tables import format_class_table
 
     tables = {}
     for task in filter(results.get, ALL_TASKS[:3]):
         truth = split.keypoint_annotations if task == "keypoint_detection" else split.annotations
         tables[task] = per_class(truth, results[task], NAMES[task], engine=args.engine)
-        print(f"\n{NAMES[task]}\n{format_class_table(tables[task])}")
     return tables
+
+
+def print_tables(tables: Mapping[str, Any]) -> None:
+    """Print what [`class_tables`] returns."""
+    from pix2seq_hf.evaluation.tables import format_class_table
+
+    for task, table in tables.items():
+        print(f"\n{NAMES[task]}\n{format_class_table(table)}")
 
 
 def report(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from pix2seq_hf.evaluation.answers import AnswerFolder
+from pix2seq_hf.evaluation.answers import AnswerFolder, write_results
 from pix2seq_hf.evaluation.boxes import evaluate_boxes
 from pix2seq_hf.evaluation.captions import evaluate_captions
 from pix2seq_hf.evaluation.coco_numbers import ENGINES
@@ -63,6 +63,7 @@ def measure(
     folder: AnswerFolder | None = None,
     engine: str = ENGINES[0],
     caption_tokenizer: str | None = "simple",
+    use_spice: bool = False,
 ) -> Measurement:
     r"""Ask a model about every picture of a split and compare with the annotations.
 
@@ -74,8 +75,9 @@ def measure(
         batch_size (`int`): Pictures at once.
         show_progress (`bool`): Show a progress bar of this process' pictures.
         share ([`Share`], *optional*): For several processes, each of which computes the same numbers in the end.
-        folder ([`AnswerFolder`], *optional*): Remembers every picture; its finished ones are not asked about.
-        engine, caption_tokenizer: See [`score`].
+        folder ([`AnswerFolder`], *optional*): Remembers every picture; its finished ones are not asked about. Has what
+            was found in COCO results format before the numbers are computed.
+        engine, caption_tokenizer, use_spice: See [`score`].
     Returns:
         [`Measurement`]."""
     share = share or Share()
@@ -98,7 +100,9 @@ def measure(
     everything = [answers.get(image_id) or before[image_id] for image_id in ids]
     results = {task: [item for found in everything for item in found.results.get(task, ())] for task in question.tasks}
     malformed = {task: add_counts(found.malformed.get(task, {}) for found in everything) for task in question.tasks}
-    numbers = score(split, results, engine, caption_tokenizer)
+    if folder is not None and share.index == 0:
+        write_results(folder.folder, results)
+    numbers = score(split, results, engine, caption_tokenizer, use_spice)
     for task in question.tasks:
         numbers[task]["num_malformed"] = sum(malformed[task].values())
     failures = {found.image_id: found.failure for found in everything if found.failure is not None}
@@ -155,6 +159,7 @@ def score(
     results: Mapping[str, Results],
     engine: str = ENGINES[0],
     caption_tokenizer: str | None = "simple",
+    use_spice: bool = False,
 ) -> Numbers:
     r"""Compare what was found with the annotations.
 
@@ -162,7 +167,8 @@ def score(
         split (`data.rows.Split`): The ground truth, with what the tasks need.
         results (`Mapping[str, list[dict]]`): In COCO results format, by task.
         engine (`str`): What computes COCO's numbers, see `coco_numbers.ENGINES`.
-        caption_tokenizer (`str`, *optional*): See [`evaluate_captions`]; by default what needs no Java.
+        caption_tokenizer (`str`, *optional*), use_spice (`bool`): See [`evaluate_captions`]; by default what needs no
+            Java.
     Returns:
         `dict[str, dict[str, float]]`: Metrics by task.
     Raises:
@@ -176,15 +182,15 @@ def score(
         elif task == "keypoint_detection":
             numbers[task] = evaluate_keypoints(split.keypoint_annotations, found, engine=engine)
         else:
-            numbers[task] = score_captions(split.caption_annotations, found, caption_tokenizer)
+            numbers[task] = score_captions(split.caption_annotations, found, caption_tokenizer, use_spice)
     return numbers
 
 
 def score_captions(
-    ground_truth: Mapping[str, Any], results: Results, tokenizer: str | None = "simple"
+    ground_truth: Mapping[str, Any], results: Results, tokenizer: str | None = "simple", use_spice: bool = False
 ) -> dict[str, float]:
     """Metrics of captions; pictures of the ground truth that people wrote none for do not count."""
     without = {image["id"] for image in ground_truth.get("images") or ()}
     without -= {item["image_id"] for item in ground_truth["annotations"]}
     counted = [item for item in results if item.get("image_id") not in without]
-    return evaluate_captions(ground_truth, counted, tokenizer=tokenizer)
+    return evaluate_captions(ground_truth, counted, tokenizer=tokenizer, use_spice=use_spice)
