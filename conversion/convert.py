@@ -30,6 +30,7 @@ from pix2seq_hf.conversion.config import config_from_reference, writes_text
 from pix2seq_hf.conversion.download import default_cache_dir, download_checkpoint, download_tokenizer
 from pix2seq_hf.conversion.released import BASE_URL, RELEASED, find_released, format_table, suggest_released
 from pix2seq_hf.conversion.variables import convert_variables
+from pix2seq_hf.outputs import make_folder
 
 SELF_CHECK_SIDE = 256  # sine positions fit any size, and a small picture makes the check quick
 SELF_CHECK_TOLERANCE = 1e-5  # the two networks are equal; only the order of sums may differ
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"give --{missing.replace(' and ', ' and --')}, or --list for the released checkpoints")
     output = Path(args.output)
     _refuse_output(output)
+    make_folder(output.parent, "--output")
     id2label = None if args.labels is None else read_labels(args.labels)
     download_options = {
         "cache_dir": args.cache_dir,

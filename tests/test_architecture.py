@@ -13,9 +13,9 @@ PACKAGE = ROOT / "src" / "pix2seq_hf"
 
 # The ordinary files beside the flat ones. Whatever else stands in the package folder travels with a checkpoint.
 ORDINARY = {
-    "__init__", "card", "cli", "contact_sheet", "demo", "engine", "export", "given_boxes", "pipelines", "prediction",
-    "prediction_dataset", "prediction_folder", "prediction_shards", "registration", "results", "streaming",
-    "visualization",
+    "__init__", "card", "cli", "contact_sheet", "demo", "engine", "export", "given_boxes", "outputs", "pipelines",
+    "prediction", "prediction_dataset", "prediction_folder", "prediction_shards", "registration", "results",
+    "streaming", "visualization",
 }  # fmt: skip
 FLAT_FILES = sorted(path for path in PACKAGE.glob("*.py") if path.stem not in ORDINARY)
 FLAT_LIBRARIES = {"torch", "torchvision", "transformers", "huggingface_hub", "numpy", "PIL", "pycocotools"}
@@ -30,9 +30,10 @@ MAY_IMPORT = {
     "flat": {"flat"},
     "data": {"data", "flat"},
     "evaluation": {"evaluation", "visualization", "contact_sheet", "flat"},
-    "training": {"training", "data", "evaluation", "contact_sheet", "flat"},
+    "training": {"training", "data", "evaluation", "contact_sheet", "outputs", "flat"},
+    "outputs": set(),
     "card": {"flat"},
-    "conversion": {"conversion", "flat", "export"},
+    "conversion": {"conversion", "flat", "export", "outputs"},
     "visualization": {"flat"},
     "contact_sheet": {"visualization", "flat"},
     "results": {"visualization", "flat"},

@@ -27,6 +27,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from pix2seq_hf.data.collation import split_batch
+from pix2seq_hf.outputs import make_folder
 from pix2seq_hf.training import build
 from pix2seq_hf.training.arguments import Recipe, save_recipe
 from pix2seq_hf.training.checkpoints import (
@@ -39,7 +40,7 @@ from pix2seq_hf.training.checkpoints import (
 from pix2seq_hf.training.devices import update_average, whole_model
 from pix2seq_hf.training.evaluation import Evaluation, save_beside
 from pix2seq_hf.training.interruption import NAMES, StopSignals, TrainingInterrupted
-from pix2seq_hf.training.run_folder import Start, find_start, hold, make_folder
+from pix2seq_hf.training.run_folder import Start, find_start, hold
 from pix2seq_hf.training.run_info import RunInfo
 from pix2seq_hf.training.watch import BAD_SAMPLES, Meter, TaskStep, Watch, progress_text
 
@@ -118,7 +119,7 @@ def go_on(recipe: Recipe, data: str | Path, output: Path, begin: Start, show_pro
         model.gradient_checkpointing_enable()
     optimizer = build.build_optimizer(recipe, model)
 
-    make_folder(output)
+    make_folder(output, "--output")
     accelerator = build.build_accelerator(recipe, output)
     if checkpoint is None:
         if accelerator.is_main_process:

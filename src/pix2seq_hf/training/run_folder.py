@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from pix2seq_hf.outputs import make_folder
 from pix2seq_hf.training.arguments import Recipe, load_recipe
 from pix2seq_hf.training.checkpoints import find_checkpoint
 
@@ -57,7 +58,7 @@ def hold(output: Path) -> Iterator[None]:
     if int(os.environ.get("RANK", "0")):
         yield
         return
-    make_folder(output)
+    make_folder(output, "--output")
     lock, holder = FileLock(output / LOCK), output / HOLDER
     try:
         lock.acquire(timeout=SECONDS_FOR_WORKERS if _is_dead(holder) else 0)
@@ -75,13 +76,6 @@ def hold(output: Path) -> Iterator[None]:
         if [path.name for path in output.iterdir()] in ([], [LOCK]):
             (output / LOCK).unlink(missing_ok=True)
             output.rmdir()
-
-
-def make_folder(output: Path) -> None:
-    """Make the folder of a run; an OSError if nothing can be written there."""
-    output.mkdir(parents=True, exist_ok=True)
-    if not os.access(output, os.W_OK):
-        raise PermissionError(f"{output}: cannot be written; choose another --output")
 
 
 def find_start(recipe: Recipe, output: Path, resume: bool | None) -> Start:
