@@ -28,6 +28,8 @@ def find_tasks(data: str | Path, split: str, columns: Mapping[str, Any] | None =
     Returns:
         `list[str]`: Names in `TASK_FEATURES`."""
     layout = find_layout(data)
+    if layout == "scenes":
+        return list(TASK_FEATURES)
     if layout == "voc":
         has = {"object_detection"}
     elif layout == "coco":

@@ -67,17 +67,16 @@ def draw_pieces(
     body_mask = Image.new("L", size) if has_extras else coverage
     pen, layers = ImageDraw.Draw(canvas), [(ImageDraw.Draw(coverage), False)]
     layers += [(ImageDraw.Draw(body_mask), True)] if has_extras else []
-    edge = max(1, round(scale * min(2.0, 0.4 + extent / 160)))
+    edge = max(1, round(scale * min(3.0, 0.6 + extent / 100)))  # its outer half is not painted
     kind = PAINTS[rng.integers(len(PAINTS))]
     for piece in pieces:
         corners = ((piece.points_xy - (left, top)) * scale - 0.5).ravel().tolist()
         if piece.color is not None:
-            dark = shade(piece.color, 0.45) if is_outlined else None
-            pen.polygon(corners, fill=piece.color, outline=dark, width=edge)
+            pen.polygon(corners, fill=piece.color)
             if piece.is_textured and kind != "plain" and extent > 24:
                 paint(rng, canvas, corners, piece.color, kind, extent * scale)
-                if is_outlined:
-                    pen.polygon(corners, outline=dark, width=edge)
+            if is_outlined:
+                pen.line(corners + corners[:2], fill=shade(piece.color, 0.45), width=edge)
         for layer, only_body in layers:
             if piece.is_body or not only_body:
                 layer.polygon(corners, fill=0 if piece.color is None else 255)

@@ -7,7 +7,7 @@ import json
 import multiprocessing
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,31 @@ def write_scenes(
 
     draw = partial(_write_picture, pictures, seed, split, options)
     num_workers = min(num_workers or os.cpu_count() or 1, -(-num_images // CHUNK))
+    drawn = []
+    for image_id, (objects, captions) in enumerate(_map(draw, num_images, num_workers), start=1):
+        drawn.append((image_id, objects, captions))
+        on_progress(1)
+    contents = join_scenes(drawn, options.image_size, f"{num_images} drawn scenes, seed {seed}, split {split}")
+    for kind in ("captions", "person_keypoints", "instances"):
+        path.with_name(f"{kind}_{split}.json").write_text(json.dumps(contents[kind]), encoding="utf-8")
+    return path
+
+
+def join_scenes(
+    scenes: Iterable[tuple[int, list[dict[str, Any]], list[str]]], image_size: tuple[int, int], description: str
+) -> dict[str, dict[str, Any]]:
+    r"""Write scenes as the content of COCO's annotation files.
+
+    Args:
+        scenes (`Iterable[tuple[int, list[dict], list[str]]]`): Id of the picture, objects and captions of each.
+        image_size (`tuple[int, int]`): Height and width of each picture.
+        description (`str`): What they are.
+    Returns:
+        `dict[str, dict]`: Content of `instances`, `person_keypoints` and `captions`, with ids from 1."""
     images, objects, people, captions = [], [], [], []
-    for index, (items, sentences) in enumerate(_map(draw, num_images, num_workers)):
-        image_id = index + 1
-        height, width = options.image_size
-        images.append({"id": image_id, "file_name": _file_name(index), "width": width, "height": height})
+    height, width = image_size
+    for image_id, items, sentences in scenes:
+        images.append({"id": image_id, "file_name": file_name(image_id), "width": width, "height": height})
         for item in items:
             item = {"id": len(objects) + 1, "image_id": image_id, **item}
             if item["category_id"] == 1:
@@ -73,20 +93,20 @@ def write_scenes(
             {"id": len(captions) + place, "image_id": image_id, "caption": sentence}
             for place, sentence in enumerate(sentences, start=1)
         ]
-        on_progress(1)
-    info = {"description": f"{num_images} drawn scenes, seed {seed}, split {split}"}
     categories = [{"id": label, "name": name} for label, name in SCENE_CLASSES.items()]
     skeleton = [[first + 1, second + 1] for first, second in COCO_SKELETON]  # COCO counts from 1
     person = {**categories[0], "keypoints": COCO_KEYPOINT_NAMES, "skeleton": skeleton}
-    contents = {
-        "captions": {"annotations": captions},
-        "person_keypoints": {"annotations": people, "categories": [person]},
-        "instances": {"annotations": objects, "categories": categories},
+    common = {"info": {"description": description}, "images": images}
+    return {
+        "instances": {**common, "annotations": objects, "categories": categories},
+        "person_keypoints": {**common, "annotations": people, "categories": [person]},
+        "captions": {**common, "annotations": captions},
     }
-    for kind, content in contents.items():
-        path = path.with_name(f"{kind}_{split}.json")
-        path.write_text(json.dumps({"info": info, "images": images, **content}), encoding="utf-8")
-    return path
+
+
+def file_name(image_id: int) -> str:
+    """What a picture is called."""
+    return f"{image_id:06}.jpg"
 
 
 def parse_options(settings: Mapping[str, str], **fixed: Any) -> SceneOptions:
@@ -125,7 +145,7 @@ def _write_picture(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Draw a scene and write its picture; return its objects and captions."""
     scene = draw_scene(seed, split, index, options)
-    scene.picture.save(folder / _file_name(index), quality=QUALITY)
+    scene.picture.save(folder / file_name(index + 1), quality=QUALITY)
     return scene.objects, scene.captions
 
 
@@ -136,7 +156,3 @@ def _map(draw: Callable[[int], Any], count: int, num_workers: int) -> Iterator[A
         return
     with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
         yield from pool.imap(draw, range(count), chunksize=CHUNK)
-
-
-def _file_name(index: int) -> str:
-    return f"{index + 1:06}.jpg"

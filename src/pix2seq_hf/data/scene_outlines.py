@@ -54,8 +54,8 @@ def simplify(points: np.ndarray, tolerance: float) -> np.ndarray:
     if num_points <= MIN_POINTS:
         return points
     keys = points[:, 0] * 65536 + points[:, 1]
-    _, places, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    is_kept = counts[places] > 1
+    ordered = np.sort(keys)
+    is_kept = np.isin(keys, ordered[1:][ordered[1:] == ordered[:-1]])
     is_kept[0] = True
     is_kept[((points - points[0]) ** 2).sum(1).argmax()] = True
     anchors = np.nonzero(is_kept)[0].tolist()

@@ -44,7 +44,7 @@ class SceneOptions:
     num_objects: tuple[int, int] = (1, 25)
     diameters: tuple[float, float] = (10, 400)
     crowd_rate: float = 0.08
-    max_points: int = 64
+    max_points: int = 56
     needs_person: bool = False
 
     def __post_init__(self):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pix2seq_hf.data import coco, hub, voc, yolo
+from pix2seq_hf.data import coco, hub, scene_source, voc, yolo
 from pix2seq_hf.data.problems import Problems
 from pix2seq_hf.data.rows import Split
 
@@ -18,15 +18,26 @@ LAYOUTS = {
     "yolo": "a YOLO folder (data.yaml or classes.txt, images/ and labels/)",
     "imagefolder": "a folder of pictures with metadata (metadata.jsonl, .csv or .parquet)",
     "parquet": "a parquet file or a folder of them",
+    "scenes": "scenes, or scenes:OPTION=VALUE,...: drawn as they are needed",
     "hub": "the name of a data set on the Hub (owner/name)",
 }
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 MAX_SHARDS = 64  # of a stream: as many workers can share one
-READERS = {"coco": coco.read_coco, "voc": voc.read_voc, "yolo": yolo.read_yolo}
+READERS = {
+    "coco": coco.read_coco,
+    "voc": voc.read_voc,
+    "yolo": yolo.read_yolo,
+    "scenes": scene_source.read_scenes,
+}
 # What is taken if nobody says which split, the first that is there.
 TRAINING_SPLITS = ("train2017", "train", "trainval")
 EVALUATION_SPLITS = ("val2017", "val", "validation", "valid", "test")
-SPLITS = {"coco": coco.list_splits, "voc": voc.list_splits, "yolo": yolo.list_splits}
+SPLITS = {
+    "coco": coco.list_splits,
+    "voc": voc.list_splits,
+    "yolo": yolo.list_splits,
+    "scenes": scene_source.list_splits,
+}
 
 
 def find_layout(data: str | Path) -> str:
@@ -40,6 +51,8 @@ def find_layout(data: str | Path) -> str:
         OSError: If there is no such file or folder, and it cannot be a name on the Hub.
         ValueError: If it is none of the known layouts; lists them."""
     path = Path(data)
+    if scene_source.is_scenes(data):
+        return "scenes"
     if path.is_file() and path.suffix == ".parquet":
         return "parquet"
     if path.is_file() and path.suffix in (".yaml", ".yml"):
@@ -52,7 +65,7 @@ def find_layout(data: str | Path) -> str:
         advice = next(
             (f"; did you mean {child}?" for child in inside if any(is_it(child) for is_it in _SIGNS.values())), ""
         )
-        known = "; ".join(text for layout, text in LAYOUTS.items() if layout != "hub")
+        known = "; ".join(text for layout, text in LAYOUTS.items() if layout not in ("scenes", "hub"))
         raise ValueError(f"{data}: not a data set of a known layout{advice} (known are: {known})")
     if path.exists():
         raise ValueError(f"{data}: a single file that is no .parquet and no data.yaml; give the folder of the data set")
@@ -155,9 +168,12 @@ def open_stream(
     r"""Open one split of a data set of any known layout in streaming form; arguments and errors as of [`open_split`].
 
     Tables are read, and the Hub is asked, only as far as rows are taken. Of folders of files the annotations are read
-    first, as in [`open_split`]; only the pictures are left for later."""
+    first, as in [`open_split`]; only the pictures are left for later. Drawn scenes end at `max_images` only."""
     options = {"max_images": max_images, "tasks": list(tasks), "num_keypoints": num_keypoints, "problems": problems}
-    if find_layout(data) not in READERS:
+    layout = find_layout(data)
+    if layout == "scenes":
+        return scene_source.stream_scenes(data, split, max_images, tasks, num_keypoints)
+    if layout not in READERS:
         return hub.stream_dataset(data, split, columns=columns, **options)
     opened = open_split(data, split, columns=columns, **options)
     num_rows = len(opened.dataset)

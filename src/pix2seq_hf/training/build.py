@@ -19,6 +19,7 @@ from pix2seq_hf.data.hub import StreamSplit
 from pix2seq_hf.data.mixture import MixtureSampler, join_splits, renumber
 from pix2seq_hf.data.problems import Problems
 from pix2seq_hf.data.rows import Split
+from pix2seq_hf.data.scene_source import SceneDataset, SceneStream
 from pix2seq_hf.data.sources import TRAINING_SPLITS, choose_split, explain_split, open_split, open_stream
 from pix2seq_hf.data.stream import StreamDataset
 from pix2seq_hf.data.transforms import (
@@ -218,7 +219,8 @@ def build_dataset(name: str, recipe: Recipe, material: Material, config: Pix2Seq
         ValueError: If no picture has what the task needs."""
     widths = {"max_points_per_object": config.max_points_per_object, "num_keypoints": config.num_keypoints}
     if material.is_stream:
-        stream = StreamDataset(
+        kind = SceneDataset if isinstance(material.split, SceneStream) else StreamDataset
+        stream = kind(
             material.split,
             lambda row: samples_of_row(name, row, config),
             recipe.training.seed,
@@ -312,9 +314,12 @@ def build_caption_tokenizer(recipe: Recipe, split: Split | StreamSplit, checkpoi
         earlier = Pix2SeqProcessor.from_pretrained(recipe.model.pretrained).caption_tokenizer
         if earlier is not None:
             return earlier
-    if isinstance(split, StreamSplit):
+    if isinstance(split, SceneStream):
+        captions = split.some_captions()
+    elif isinstance(split, StreamSplit):
         raise ValueError("a stream cannot be read beforehand to learn its words: set captioning.tokenizer")
-    captions = [caption for captions in split.dataset["captions"] for caption in captions]
+    else:
+        captions = [caption for captions in split.dataset["captions"] for caption in captions]
     logger.info("learning the words of %d captions", len(captions))
     return train_caption_tokenizer(captions, settings.tokenizer_vocab_size)
 
