@@ -11,7 +11,7 @@ from PIL import Image
 
 from drawn_coco import ALL_TASKS, write_drawn_coco
 from pix2seq_hf import cli
-from pix2seq_hf.data import convert
+from pix2seq_hf.data import convert, sources
 from pix2seq_hf.data.annotations import boxes_from_xywh
 from pix2seq_hf.data.command import parse_columns
 from pix2seq_hf.data.rows import load_record
@@ -137,6 +137,67 @@ def test_a_folder_is_replaced_only_if_it_was_written_here(coco, tmp_path, capsys
     assert "is there already: choose another folder, or --overwrite it" in capsys.readouterr().err
     assert convert_drawn(coco, tmp_path / "out", "--split", "val", "--overwrite") == 0
     assert list_splits(tmp_path / "out") == ["val"] and sorted(tmp_path.glob("out*")) == [tmp_path / "out"]
+
+
+def test_broken_pictures_are_left_out(coco, tmp_path, capsys):
+    """Cut in the middle, where opening a picture does not show it, and missing; with what is annotated of them."""
+    cut, gone = coco / "train/012.png", coco / "train/014.png"
+    cut.write_bytes(cut.read_bytes()[:-60])
+    gone.unlink()
+    assert convert_drawn(coco, tmp_path / "out") == 1
+    said = capsys.readouterr()
+    assert f"left out: {cut}: is truncated or damaged" in said.err and f"left out: {gone}: no such picture" in said.err
+    assert said.err.count("\n") == 2 and "out: 5 pictures, 2 left out, in 2 parquet files" in said.out
+    split = open_split(tmp_path / "out", "train", tasks=ALL_TASKS, num_keypoints=2)
+    assert split.dataset["image_id"] == [11, 13, 15] and load_record(split.dataset[1])["image_id"] == 13
+    for content in (split.annotations, split.keypoint_annotations, split.caption_annotations):
+        assert {item["image_id"] for item in content["annotations"]} <= {11, 13, 15}
+    assert f"| train | 3 | {len(split.annotations['annotations'])} | 1 |" in (tmp_path / "out/README.md").read_text()
+    assert (
+        convert_drawn(coco, tmp_path / "all", "--split", "train", "--no-check") == 1
+    )  # what is gone cannot be written
+    assert len(open_split(tmp_path / "all", "train").dataset) == 4
+    for path in (coco / "val").iterdir():
+        path.write_bytes(b"no picture")
+    assert convert_drawn(coco, tmp_path / "none") == 2
+    assert "coco, val: no picture can be used; the first: " in capsys.readouterr().err
+
+
+def test_it_is_found_out_first_whether_results_can_be_written(coco, tmp_path, capsys):
+    assert convert_drawn(coco, coco) == 2 and "is there already" in capsys.readouterr().err
+    for options, message in (
+        (("--sheet", tmp_path / "sheet"), "sheet: its name must end like that of a picture"),
+        (("--sheet", coco / "annotations/instances_train.json/a.png"), "choose another --sheet"),
+        (("--json", coco), "coco: is a folder; give --json the name of a file"),
+    ):
+        assert cli.main(["data", "inspect", str(coco / "nowhere"), *map(str, options)]) == 2
+        assert message in capsys.readouterr().err
+    new = tmp_path / "new/folder"
+    options = ["--split", "val", "--sheet", str(new / "sheet.png"), "--json", str(new / "counts.json"), "--quiet"]
+    assert cli.main(["data", "inspect", str(coco), "--num-keypoints", "2", *options]) == 0
+    assert sorted(path.name for path in new.iterdir()) == ["counts.json", "sheet.png"]
+
+
+def test_nothing_to_learn_from_is_an_error(tmp_path, capsys):
+    for name in ("images/train", "images/test", "labels"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("train", "test"):
+        Image.new("RGB", (40, 20)).save(tmp_path / f"images/{name}/a.png")
+    (tmp_path / "classes.txt").write_text("dog")
+    assert cli.main(["data", "inspect", str(tmp_path), "--quiet"]) == 1
+    assert "error: nothing to learn from: no picture of" in capsys.readouterr().out
+    (tmp_path / "labels/train").mkdir()
+    (tmp_path / "labels/train/a.txt").write_text("0 0.5 0.5 0.2 0.2")
+    assert cli.main(["data", "inspect", str(tmp_path), "--quiet"]) == 0  # a split for tests need not have labels
+
+
+def test_no_picture_is_read_twice(monkeypatch):
+    monkeypatch.setattr(sources, "list_splits", lambda data: ["train", "trainval", "val", "test", "all"])
+    assert sources.list_parts("voc") == ["train", "val", "test"]
+    monkeypatch.setattr(sources, "list_splits", lambda data: ["trainval", "all"])
+    assert sources.list_parts("voc") == ["trainval"]
+    monkeypatch.setattr(sources, "list_splits", lambda data: ["all"])
+    assert sources.list_parts("voc") == ["all"]
 
 
 def test_a_full_disk_is_said_before(coco, tmp_path, monkeypatch):

@@ -100,7 +100,7 @@ def start_processes(count, *options):
 
 
 def test_pictures_without_annotations_become_rows(model_folder, pictures, tmp_path, capsys):
-    assert predict(model_folder, pictures, tmp_path / "out") == 0
+    assert predict(model_folder, pictures, tmp_path / "out") == 1  # as of `predict`: something has no result
     rows = read_rows(tmp_path / "out")
     names = ["a.png", "b.png", "c.png", "d.png", "e.png", "later/a.jpg", "later/deep/b.png", "later/z.PNG"]
     assert [row["file_name"] for row in rows] == names
@@ -153,19 +153,19 @@ def test_a_killed_process_loses_nothing(model_folder, tmp_path):
 
 def test_what_is_there_is_not_made_again(model_folder, pictures, tmp_path, capsys):
     out = tmp_path / "out"
-    assert predict(model_folder, pictures, out) == 0
+    assert predict(model_folder, pictures, out) == 1
     rows, parts = read_rows(out), sorted(out.glob("part-*.parquet"))
     shutil.rmtree(out / "cache")
     parts[1].write_bytes(parts[1].read_bytes()[:200])  # cut off by a copy
     parts[3].unlink()
     (out / ".part-000003.parquet.part").write_bytes(b"half")  # what a kill leaves
     times = [parts[number].stat().st_mtime_ns for number in (0, 2)]
-    assert predict(model_folder, pictures, out) == 0
+    assert predict(model_folder, pictures, out) == 1
     assert read_rows(out) == rows and [parts[number].stat().st_mtime_ns for number in (0, 2)] == times
     assert not list(out.glob(".part*"))
     times = [part.stat().st_mtime_ns for part in parts]
     capsys.readouterr()
-    assert cli.main(["predict-dataset", *arguments(model_folder, pictures, out, "--coco")]) == 0
+    assert cli.main(["predict-dataset", *arguments(model_folder, pictures, out, "--coco")]) == 1
     assert "8 pictures (8 of them before), 1 without a result" in capsys.readouterr().out
     assert [part.stat().st_mtime_ns for part in parts] == times
 
@@ -177,16 +177,16 @@ def arguments(model_folder, data, output, *options):
 
 def test_chance_does_not_depend_on_what_was_done_before(model_folder, pictures, tmp_path):
     look = ("--threshold", "0", "--max-objects", "12", "--seed", "5", "--tasks", "object_detection,captioning")
-    assert predict(model_folder, pictures, tmp_path / "out", look=look) == 0
+    assert predict(model_folder, pictures, tmp_path / "out", look=look) == 1
     rows = read_rows(tmp_path / "out")
     first = next(found for row in rows for found in read_result(row).objects)
     assert first.rle is None and first.keypoints is None
     shutil.rmtree(tmp_path / "out/cache")
     (tmp_path / "out/part-000002.parquet").unlink()
-    assert predict(model_folder, pictures, tmp_path / "out", look=look) == 0
+    assert predict(model_folder, pictures, tmp_path / "out", look=look) == 1
     assert read_rows(tmp_path / "out") == rows
     other = (*look[:5], "6", *look[6:])
-    assert predict(model_folder, pictures, tmp_path / "other", look=other) == 0
+    assert predict(model_folder, pictures, tmp_path / "other", look=other) == 1
     assert read_rows(tmp_path / "other") != rows
     assert len({seed_of(seed, index) for seed in range(10) for index in range(0, 100, 10)}) == 100
 
@@ -359,7 +359,7 @@ def test_coco_files_are_those_of_predict(model_folder, tmp_path):
 def test_coco_files_of_a_part_of_the_tasks(model_folder, tmp_path):
     photos = draw_pictures(tmp_path / "photos", ["a.png"])
     (photos / "b.png").write_bytes(b"broken")
-    assert predict(model_folder, photos, tmp_path / "out", "--coco", look=("--tasks", "captioning")) == 0
+    assert predict(model_folder, photos, tmp_path / "out", "--coco", look=("--tasks", "captioning")) == 1
     assert {path.name for path in (tmp_path / "out").glob("*.json")} == {
         "manifest.json", "results.json", "images.json", "captions.json"
     }  # fmt: skip

@@ -41,7 +41,8 @@ examples:
 EXIT_CODES = """\
 exit codes:
   0    everything was done
-  1    the command finished, but left out what it names on standard error, for example a broken picture
+  1    the command finished, but its result lacks what it names on standard error, for example a broken picture, or data
+       inspect found an error; training may leave out as many pictures as --max-bad allows, names them, and returns 0
   2    nothing could be done: a wrong option, a missing file, a checkpoint of another model
   130  interrupted with Ctrl-C (143: with SIGTERM); training has saved its state
 """

@@ -14,7 +14,7 @@ Pictures are numbered; so many at a time, --chunk-size, are a part, and every pr
 same command goes on after a stop, with another number of processes too: parts that are there are not made again. Other
 options or other pictures are refused. What the model draws by chance depends on --seed, --batch-size and --chunk-size
 alone. No process waits for another, or knows whether it lives, but the main one at the end: it says which parts are
-missing, and the exit code is then 1.
+missing, and the exit code is then 1, as it is if a picture has no result.
 
 In the output folder:
   part-NUMBER.parquet   a row per picture: index, image_id, file_name, width, height, tasks, objects (label_id, label,
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do this process's share and return the exit code: of the main process 1 if parts are missing, else 0."""
+    """Do this process's share and return the exit code: of the main process 1 if parts or results are missing."""
     check_options(args)
     if args.chunk_size % args.batch_size:
         raise ValueError(f"--chunk-size {args.chunk_size}: must be a multiple of --batch-size {args.batch_size}")
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         before = min(num_pictures, len(finished) * args.chunk_size)
         done = f"{num_pictures} pictures ({before} of them before), {len(errors)} without a result"
         print(f"{done}, {time.monotonic() - start:.1f} s: {folder.path} ({', '.join(written)})")
-    return 0
+    return int(bool(errors))
 
 
 def describe(args: argparse.Namespace, pictures: Any) -> dict[str, Any]:

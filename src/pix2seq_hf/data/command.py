@@ -15,6 +15,7 @@ scenes draws pictures with boxes, masks, keypoints and captions, as a COCO folde
 import argparse
 import contextlib
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ examples:
   pix2seq data inspect photos.parquet --column boxes=faces.box --column box_format=xywh
   pix2seq data inspect detection-datasets/coco --split val --no-pictures
 
-The exit code is 1 if something must be mended by hand before training, else 0.
+The exit code is 1 if something must be mended by hand before training (a picture that cannot be used, or neither an
+object nor a caption in all of it), else 0.
 """
 CONVERT = """\
 Write a data set of any layout as parquet: OUT/data/SPLIT-00000-of-00001.parquet and a README.md with the classes.
@@ -39,7 +41,8 @@ examples:
   pix2seq data convert coco --output coco_light --pictures path
   python -c "import datasets; print(datasets.load_dataset('coco_parquet'))"
 
-An interrupted conversion goes on where it was if the same command is given again.
+Pictures are decoded first: those that cannot be used are left out and named, and the exit code is then 1. An
+interrupted conversion goes on where it was if the same command is given again.
 """
 SCENES = """\
 Draw scenes of people and things as a COCO folder: boxes, outlines, the 17 keypoints of people, five captions each.
@@ -75,7 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scenes.add_argument("--traceback", action="store_true", help="show where an error arose")
     for command in (inspect, convert):
         command.add_argument("data", metavar="DATA", help="a folder, a .parquet file, or a name on the Hub")
-        command.add_argument("--split", metavar="SPLIT,...", help="which splits (default: all that are there)")
+        command.add_argument(
+            "--split", metavar="SPLIT,...", help="which splits (default: all, but none that only repeats others)"
+        )
         command.add_argument(
             "--tasks", metavar="TASK,...", help="which annotations are read (default: all that are there)"
         )
@@ -103,6 +108,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("embed", "path"),
         default="embed",
         help="write pictures into the files, or the names of theirs (default: embed)",
+    )
+    convert.add_argument(
+        "--no-check", action="store_true", help="do not decode the pictures first; broken ones are written as they are"
     )
     convert.add_argument("--shard-size", type=int, default=500, metavar="MB", help="of each file (default: 500)")
     convert.add_argument("--overwrite", action="store_true", help="replace OUT, if this command has written it")
@@ -145,29 +153,36 @@ def run_inspect(args: argparse.Namespace, columns: dict[str, Any] | None) -> int
 
     from pix2seq_hf.data import inspection
     from pix2seq_hf.data.problems import Problems
-    from pix2seq_hf.data.sources import list_splits, open_split
+    from pix2seq_hf.data.sources import explain_split, list_parts, open_split
+    from pix2seq_hf.outputs import check_file
 
-    names = args.split.split(",") if args.split else list_splits(args.data)
+    for option in ("sheet", "json"):
+        if getattr(args, option) is not None:
+            check_file(getattr(args, option), f"--{option}")
+    if args.sheet is not None:
+        check_picture_name(args.sheet)
+    names = args.split.split(",") if args.split else list_parts(args.data)
     summaries, has_errors, num_read = {}, False, 0
     for name in names:
         problems, summary, sheet = Problems(keep_going=True), {}, None
         title = f"{args.data}, {name}"
         try:
-            tasks = args.tasks.split(",") if args.tasks else inspection.find_tasks(args.data, name, columns)
-            split = open_split(
-                args.data,
-                name,
-                max_images=args.max_images,
-                tasks=tasks,
-                num_keypoints=args.num_keypoints,
-                columns=columns,
-                problems=problems,
-            )
+            with explain_split(args.data, name, "--split NAME"):
+                tasks = args.tasks.split(",") if args.tasks else inspection.find_tasks(args.data, name, columns)
+                split = open_split(
+                    args.data,
+                    name,
+                    max_images=args.max_images,
+                    tasks=tasks,
+                    num_keypoints=args.num_keypoints,
+                    columns=columns,
+                    problems=problems,
+                )
             num_read += 1
             summary = {"tasks": tasks, **inspection.summarize(split)}
             if not args.no_pictures:
                 with tqdm(total=summary["pictures"], desc=name, unit="picture", disable=args.quiet, leave=False) as bar:
-                    summary["pictures_checked"] = inspection.check_pictures(split, problems, bar.update)
+                    summary["pictures_checked"] = len(inspection.check_pictures(split, problems, bar.update))
             if args.sheet:
                 sheet = Path(args.sheet)
                 sheet = sheet if len(names) == 1 else sheet.with_name(f"{sheet.stem}_{name}{sheet.suffix}")
@@ -183,10 +198,21 @@ def run_inspect(args: argparse.Namespace, columns: dict[str, Any] | None) -> int
             print(f"  drawn: {sheet}")
         summaries[name] = {**summary, "problems": groups}
         has_errors |= bool(problems.errors)
+    if num_read and not any(summary.get("objects") or summary.get("captions") for summary in summaries.values()):
+        print(f"  error: nothing to learn from: no picture of {args.data} has an object or a caption")
+        has_errors = True
     if args.json:
         content = {"data": str(args.data), "splits": summaries}
         Path(args.json).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return 2 if not num_read else int(has_errors)
+
+
+def check_picture_name(path: str) -> None:
+    """Raise a ValueError if the end of a file's name does not say in which format a picture is written."""
+    from PIL import Image
+
+    if Path(path).suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--sheet {path}: its name must end like that of a picture: .png or .jpg")
 
 
 def draw_sheet(split: Any, num_pictures: int) -> Any:
@@ -226,27 +252,37 @@ def draw_sheet(split: Any, num_pictures: int) -> Any:
 
 
 def run_convert(args: argparse.Namespace, columns: dict[str, Any] | None) -> int:
-    """Read every split, write it, and say what was mended on the way."""
+    """Read every split, write it, say what was mended and left out on the way; return 1 if a picture was left out."""
     from tqdm import tqdm
 
     from pix2seq_hf.data import inspection
-    from pix2seq_hf.data.convert import convert_splits
+    from pix2seq_hf.data.convert import check_output, convert_splits, select_rows
     from pix2seq_hf.data.problems import Problems
-    from pix2seq_hf.data.sources import list_splits, open_split
+    from pix2seq_hf.data.sources import explain_split, list_parts, open_split
+    from pix2seq_hf.outputs import make_folder
 
-    names = args.split.split(",") if args.split else list_splits(args.data)
-    tasks = args.tasks.split(",") if args.tasks else inspection.find_tasks(args.data, names[0], columns)
-    problems, splits = Problems(), {}
+    make_folder(check_output(args.output, args.overwrite).parent, "--output")
+    names = args.split.split(",") if args.split else list_parts(args.data)
+    problems, splits, tasks = Problems(lost="left out"), {}, args.tasks.split(",") if args.tasks else None
     for name in names:
-        splits[name] = open_split(
-            args.data,
-            name,
-            max_images=args.max_images,
-            tasks=tasks,
-            num_keypoints=args.num_keypoints,
-            columns=columns,
-            problems=problems,
-        )
+        with explain_split(args.data, name, "--split NAME"):
+            tasks = tasks or inspection.find_tasks(args.data, name, columns)
+            split = open_split(
+                args.data,
+                name,
+                max_images=args.max_images,
+                tasks=tasks,
+                num_keypoints=args.num_keypoints,
+                columns=columns,
+                problems=problems,
+            )
+        if not args.no_check:
+            title = f"{name}: decoding"
+            with tqdm(total=len(split.dataset), desc=title, unit="picture", disable=args.quiet, leave=False) as bar:
+                split = select_rows(split, inspection.check_pictures(split, problems, bar.update))
+        if not len(split.dataset):
+            raise ValueError(f"{args.data}, {name}: no picture can be used; the first: {problems.lost[0].message}")
+        splits[name] = split
     total = sum(len(split.dataset) for split in splits.values())
     with tqdm(total=total, unit="picture", disable=args.quiet, leave=False) as bar:
         files = convert_splits(
@@ -258,13 +294,17 @@ def run_convert(args: argparse.Namespace, columns: dict[str, Any] | None) -> int
             args.overwrite,
             bar.update,
         )
+    for problem in problems.lost:
+        print(f"pix2seq data convert: left out: {problem.message}", file=sys.stderr)
+    lost, problems.found = problems.lost, [problem for problem in problems.found if not problem.is_error]
     if problems.found:
         print(inspection.format_problems(inspection.group_problems(problems)))
     size = sum(path.stat().st_size for path in files) / 1e6
-    print(f"{args.output}: {total:,} pictures in {len(files)} parquet files of {size:,.1f} MB together")
+    left_out = f", {len(lost):,} left out," if lost else ""
+    print(f"{args.output}: {total:,} pictures{left_out} in {len(files)} parquet files of {size:,.1f} MB together")
     if args.pictures == "path":
         print("pictures stay where they are: readers need --column folder=DIR (in a recipe: columns.folder)")
-    return 0
+    return int(bool(lost))
 
 
 def run_scenes(args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,41 @@ def plan_shards(split: Split, shard_bytes: int, embed: bool) -> tuple[list[tuple
     return list(itertools.pairwise(edges)), total
 
 
+def select_rows(split: Split, rows: Sequence[int]) -> Split:
+    """Some rows of a split, with what is annotated of their pictures."""
+    if len(rows) == len(split.dataset):
+        return split
+    dataset = split.dataset.select(rows)
+    kept = set(dataset["image_id"])
+
+    def cut(content: dict | None) -> dict | None:
+        if content is None:
+            return None
+        images = [image for image in content["images"] if image["id"] in kept]
+        return {**content, "images": images, "annotations": [
+            item for item in content["annotations"] if item["image_id"] in kept
+        ]}  # fmt: skip
+
+    contents = map(cut, (split.annotations, split.keypoint_annotations, split.caption_annotations))
+    return Split(dataset, split.id2label, *contents)
+
+
+def check_output(output: str | Path, overwrite: bool) -> Path:
+    r"""Find out whether a folder may be written, before anything is read.
+
+    Args:
+        output (`str` or `Path`): The folder.
+        overwrite (`bool`): Replace it if it is there.
+    Raises:
+        OSError: If it may not."""
+    output = Path(output)
+    if output.exists() and not overwrite:
+        raise FileExistsError(f"{output}: is there already: choose another folder, or --overwrite it")
+    if output.exists() and WRITTEN_BY not in _read_text(output / "README.md"):
+        raise FileExistsError(f"{output}: is not a folder that this command wrote: it will not be overwritten")
+    return output
+
+
 def convert_splits(
     data: str | Path,
     splits: Mapping[str, Split],
@@ -182,11 +217,7 @@ def convert_splits(
     Raises:
         OSError: If the folder is there already, the disk is too small, or a picture cannot be read.
         ValueError: If a file that was written does not hold what it should."""
-    output = Path(output)
-    if output.exists() and not overwrite:
-        raise FileExistsError(f"{output}: is there already: choose another folder, or --overwrite it")
-    if output.exists() and WRITTEN_BY not in _read_text(output / "README.md"):
-        raise FileExistsError(f"{output}: is not a folder that this command wrote: it will not be overwritten")
+    output = check_output(output, overwrite)
     part = output.with_name(f"{output.name}.part")
     shards = {name: plan_shards(split, shard_bytes, embed) for name, split in splits.items()}
     plan = {

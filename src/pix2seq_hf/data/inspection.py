@@ -114,7 +114,7 @@ def summarize(split: Split) -> dict[str, Any]:
     }
 
 
-def check_pictures(split: Split, problems: Problems, on_progress: Callable[[], None] = lambda: None) -> int:
+def check_pictures(split: Split, problems: Problems, on_progress: Callable[[], None] = lambda: None) -> list[int]:
     r"""Decode every picture of a split.
 
     Args:
@@ -122,15 +122,15 @@ def check_pictures(split: Split, problems: Problems, on_progress: Callable[[], N
         problems ([`Problems`]): Is told of those that cannot be used.
         on_progress (`Callable`): Called after each.
     Returns:
-        `int`: How many can be used."""
-    usable = 0
-    for row in split.dataset.select_columns(["image_id", "image", "image_size"]):
+        `list[int]`: The rows that can be used."""
+    usable = []
+    for number, row in enumerate(split.dataset.select_columns(["image_id", "image", "image_size"])):
         name = row["image"]["path"] or f"picture {row['image_id']}"
         try:
             load_pixels(name, tuple(row["image_size"]), row["image"].get("bytes"))
-            usable += 1
+            usable.append(number)
         except (ValueError, OSError) as error:
-            problems.error("picture that cannot be used", " ".join(str(error).split()))
+            problems.lose("picture that cannot be used", " ".join(str(error).split()))
         on_progress()
     return usable
 

@@ -82,6 +82,14 @@ def list_splits(data: str | Path) -> list[str]:
     return SPLITS.get(find_layout(data), hub.list_splits)(data)
 
 
+def list_parts(data: str | Path) -> list[str]:
+    """Name the splits of a data set without those that repeat others: `all`, and `trainval` beside `train`, `val`."""
+    there = list_splits(data)
+    again = {"all"} if len(there) > 1 else set()
+    again |= {"trainval"} if {"train", "val"} <= set(there) else set()
+    return [name for name in there if name not in again]
+
+
 def choose_split(data: str | Path, names: Sequence[str], option: str) -> str:
     r"""Choose a split of a data set that nobody has named.
 

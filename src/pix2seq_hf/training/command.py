@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train as the options say and return the exit code 0."""
+    """Train as the options say and return the exit code 0, whatever was left out within --max-bad."""
     from pix2seq_hf.training.arguments import load_recipe
 
     overrides = [*args.overrides, *([] if args.max_bad is None else [f"data.max_bad={args.max_bad}"])]
