@@ -11,6 +11,7 @@ import numpy as np
 from pix2seq_hf.masks_pix2seq import MIN_POINTS, mask_to_parts
 
 LARGE = 72  # pixels of the larger side
+FEW = 20  # points
 MIN_PART = 0.02  # of the mask: smaller parts are left out, unless it is the largest
 
 
@@ -59,19 +60,29 @@ def simplify(points: np.ndarray, tolerance: float) -> np.ndarray:
     is_kept[0] = True
     is_kept[((points - points[0]) ** 2).sum(1).argmax()] = True
     anchors = np.nonzero(is_kept)[0].tolist()
-    xs, ys = np.vstack([points, points[:1]]).T.copy()
+    arrays = np.vstack([points, points[:1]]).T.copy()
+    xs, ys = arrays.tolist()
     open_spans = list(zip(anchors, [*anchors[1:], num_points], strict=True))
     while open_spans:
         first, last = open_spans.pop()
         if last - first < 2:
             continue
-        x, y, end_x, end_y = xs[first], ys[first], xs[last], ys[last]
-        dx, dy = xs[first + 1 : last] - x, ys[first + 1 : last] - y
-        length = math.hypot(end_x - x, end_y - y)
-        distances = np.abs(dx * (end_y - y) - dy * (end_x - x)) if length else np.hypot(dx, dy)
-        farthest = int(distances.argmax())
-        if distances[farthest] > tolerance * (length or 1):
-            place = first + 1 + farthest
+        x, y = xs[first], ys[first]
+        dx, dy = xs[last] - x, ys[last] - y
+        length = math.hypot(dx, dy)
+        if not length:  # a closed part: its farthest point up or down
+            dx, dy, length = 1.0, 0.0, 1.0
+        if last - first > FEW:
+            distances = np.abs((arrays[0, first + 1 : last] - x) * dy - (arrays[1, first + 1 : last] - y) * dx)
+            place = first + 1 + int(distances.argmax())
+            largest = distances[place - first - 1]
+        else:  # arrays cost more than they bring
+            place, largest = first, -1.0
+            for index in range(first + 1, last):
+                distance = abs((xs[index] - x) * dy - (ys[index] - y) * dx)
+                if distance > largest:
+                    place, largest = index, distance
+        if largest > tolerance * length:
             is_kept[place] = True
             open_spans += [(first, place), (place, last)]
     return points[is_kept]

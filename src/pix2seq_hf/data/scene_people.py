@@ -117,7 +117,8 @@ def draw_person(rng: np.random.Generator, color: Color, pose: str | None = None,
     middle = np.array([0, HEAD_Y, 0.02])
     for number, (azimuth, elevation) in enumerate(FACE):
         ray = math.cos(elevation) * math.sin(azimuth), -math.sin(elevation), math.cos(elevation) * math.cos(azimuth)
-        space[number] = middle + HEAD_RADIUS * _about_vertical(np.array(ray), look)
+        radius = HEAD_RADIUS * (0.84 if number < 3 else 1.0)  # ears stand out
+        space[number] = middle + radius * _about_vertical(np.array(ray), look)
     toes = [space[15 + side] + (0, 0.06, 0.14) for side in (0, 1)]
     points = _about_vertical(np.vstack([space, toes, middle]), facing)
     flat, depth = points[:, :2], points[:, 2]

@@ -20,6 +20,7 @@ from pix2seq_hf.data.scene_people import SHIRTS, draw_person
 from pix2seq_hf.data.scene_things import COLORS, PLURALS, SCENE_CLASSES, THINGS, Color, Piece, turn
 from pix2seq_hf.masks_pix2seq import mask_to_rle
 
+SIZES = (2.6, 1.5)  # of a beta distribution, from the smallest to the largest on a logarithmic scale
 MIN_VISIBLE = 0.2  # share of a thing that must be seen; else it is not drawn at all
 MIN_PIXELS = 24
 MIN_HEIGHT_OF_KEYPOINTS = 32  # pixels; smaller people have none, as in COCO
@@ -140,23 +141,21 @@ def _place(rng: np.random.Generator, options: SceneOptions, horizon: float) -> l
     """Choose things and their places; from back to front."""
     height, width = options.image_size
     fewest, most = options.num_objects
-    num_objects = fewest + int((most - fewest + 1) * rng.random() ** 2.2)
-    # The more there are, the smaller they are; the fewer, the larger.
-    largest = min(options.diameters[1], 0.9 * min(height, width)) * min(1.0, math.sqrt(6 / num_objects))
+    num_objects = fewest + int((most - fewest + 1) * rng.random() ** 2.5)
+    # The more there are, the smaller they are.
+    largest = min(options.diameters[1], 0.9 * min(height, width)) * min(1.0, math.sqrt(5 / num_objects))
     smallest = min(options.diameters[0], largest)
-    share = min(0.85, 0.62 + 0.5 / num_objects)
-    middle = smallest ** (1 - share) * largest**share
     is_outlined = rng.random() < 0.6
     names = list(SCENE_CLASSES.values())
     if rng.random() < 0.3:  # few kinds, several of each
         names = [names[place] for place in rng.integers(len(names), size=2)]
     things, taken = [], np.zeros((0, 4))
-    for number in range(num_objects):
+    sizes = smallest * (largest / smallest) ** rng.beta(*SIZES, num_objects)
+    for number, diameter in enumerate(sorted(sizes.tolist(), reverse=True)):  # small ones find a place more easily
         name = names[rng.integers(len(names))] if rng.random() < 0.85 else "person"
         if number == 0 and options.needs_person:
             name = "person"
-        for _ in range(6):
-            diameter = _triangular(rng, smallest, middle, largest)
+        for _ in range(8):
             box, base = _choose_place(rng, diameter, options.image_size, 0.0 if _floats(name) else horizon)
             if not len(taken) or _overlap(box, taken).max() < (0.75 if rng.random() < 0.12 else 0.4):
                 break
@@ -297,13 +296,6 @@ def _overlap(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     shared = np.clip(high - low, 0, None).prod(1)
     areas = (others[:, 2:] - others[:, :2]).prod(1)
     return shared / np.minimum(areas, (box[2:] - box[:2]).prod())
-
-
-def _triangular(rng: np.random.Generator, low: float, middle: float, high: float) -> float:
-    """A number whose logarithm has a triangular distribution."""
-    if high <= low:
-        return low
-    return math.exp(rng.triangular(math.log(low), math.log(max(low, min(middle, high))), math.log(high)))
 
 
 def _floats(name: str) -> bool:
