@@ -187,6 +187,30 @@ def test_pictures_outside_of_the_folder_are_refused(tmp_path):
         read_dataset(path, "train", columns=folder)
 
 
+def test_lost_pictures_keep_their_rows_where_sizes_are_given(tmp_path, caplog):
+    (tmp_path / "rows").mkdir()
+    rows = [row(number, image={"bytes": None, "path": str(tmp_path / f"rows/{number}.png")}) for number in (1, 2, 3)]
+    rows += [row(4, image={"bytes": None, "path": None}), row(5, image={"bytes": b"none", "path": "5.png"}, width=None)]
+    for number in (1, 2, 3):
+        Image.new("RGB", (40, 20)).save(tmp_path / f"rows/{number}.png")
+    table = datasets.table.pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
+    path = tmp_path / "rows/rows.parquet"
+    datasets.Dataset(table).cast_column("image", datasets.Image(decode=False)).to_parquet(path)
+    (tmp_path / "rows/2.png").unlink()
+    columns = {"box_format": "xyxy", "box_units": "pixels"}
+    problems = Problems(lost="kept")
+    split = read_dataset(path, "train", columns=columns, problems=problems)
+    assert split.dataset["image_id"][:] == [1, 2, 3] and split.dataset[1]["labels"] == [2]
+    assert (
+        len(problems.lost) == 3 and problems.num_left_out == 2 and "2.png: no such picture" in problems.lost[0].message
+    )
+    with pytest.raises(ValueError, match=r"2\.png: No such file"):
+        load_record(split.dataset[1])
+    stream = stream_dataset(path, "train", columns=columns, problems=Problems(lost="kept"))
+    assert [each["image_id"] for each in stream.dataset] == [1, 2, 3]
+    assert caplog.text.count("left out: ") == 2 and "picture 5: " in caplog.text
+
+
 def test_bad_entries_are_mended_or_named(tmp_path):
     rows = [
         row(1, [(1, 2, 11, 8), (5, 5, 5, 9), (30, 10, 70, 19)]),

@@ -176,6 +176,30 @@ def test_broken_pictures_are_named(write):
         read_voc(folder, "train")
 
 
+def test_a_listed_file_that_is_not_there(write):
+    folder = write(describe(DOG))
+    (folder / "Annotations/b.xml").unlink()
+    with pytest.raises(ValueError, match=r"b\.xml: no such file, but .*train\.txt lists 'b': remove that line$"):
+        read_voc(folder, "train")
+
+
+def test_lost_pictures_can_keep_their_rows(write):
+    """Where size and objects are known without them: rows are the same as before."""
+    folder = write(describe(DOG))
+    whole = read_voc(folder, "train")
+    (folder / "JPEGImages/a.png").unlink()
+    problems = Problems(lost="kept")
+    split = read_voc(folder, "train", problems=problems)
+    assert [row | {"image": None} for row in split.dataset] == [row | {"image": None} for row in whole.dataset]
+    assert split.dataset[1]["image"]["path"] == str(folder / "JPEGImages/a.jpg") and problems.num_left_out == 0
+    assert len(problems.lost) == 1 and "there is no picture a.jpg" in problems.lost[0].message
+    problems = Problems(lost="left out")
+    assert read_voc(folder, "train", problems=problems).dataset["image_id"] == [1] and problems.num_left_out == 1
+    (folder / "Annotations/a.xml").write_text(describe(DOG, size=""))
+    problems = Problems(lost="kept")  # its size would be that of the picture
+    assert read_voc(folder, "train", problems=problems).dataset["image_id"] == [1] and problems.num_left_out == 1
+
+
 def test_pictures_stored_on_their_side(write):
     folder = write(describe(box("dog", 1, 2, 3, 4), size="<size><width>20</width><height>40</height></size>"))
     exif = Image.Exif()

@@ -6,6 +6,7 @@ columns mean. Pictures are never loaded here; their bytes stay in the memory-map
 """
 
 import io
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,8 @@ from pix2seq_hf.data.mending import (
 )
 from pix2seq_hf.data.problems import Problems
 from pix2seq_hf.data.rows import FEATURES, TASK_FEATURES, Split, coco_annotations
+
+logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 1000
 ROWS_TO_LOOK_AT, STREAMED_ROWS_TO_LOOK_AT = (
@@ -193,6 +196,8 @@ def stream_dataset(
             row = reader.read(raw, index)
             if row is not None:
                 rows.append({**row, "image": raw[found.image]})
+            elif problems.lost:  # nobody looks at them when a worker process reads the stream
+                logger.warning("left out: %s", problems.lost[-1].message)
         return {name: [row[name] for row in rows] for name in features}
 
     dropped = [name for name in source.features if name not in features]
@@ -361,7 +366,7 @@ class _RowReader:
                 kind, reason = "picture that cannot be used", _one_line(error)
         if name is not None and kind == "picture outside of the folder":
             self.problems.error(kind, f"{name}: {reason}")
-        elif name is not None and self.problems.lose(kind, f"{name}: {reason}", is_known):
+        elif name is not None and self.problems.lose(kind, f"{name}: {reason}", is_known and bool(image["path"])):
             return [height, width]
         return None
 

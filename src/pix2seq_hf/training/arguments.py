@@ -78,7 +78,8 @@ class DataArguments:
             `datasets` waits five seconds for its threads.
         shuffle_buffer (`int`): See `streaming`.
         keep_pictures (`bool`): Keep all decoded pictures in memory, once per worker; for small sets.
-        max_bad (`float`): Share of the pictures that may turn out to be unusable before the run stops.
+        max_bad (`float`): Share of a task's samples that may turn out to be unusable before the run stops, rounded
+            down; a single one only stops it if this is 0.
         num_workers (`int`): Processes that prepare batches, per task and training process."""
 
     split: str | None = None

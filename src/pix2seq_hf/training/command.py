@@ -20,6 +20,8 @@ import argparse
 import logging
 import os
 
+logger = logging.getLogger(__name__)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `pix2seq train`."""
@@ -60,13 +62,14 @@ def run(args: argparse.Namespace) -> int:
     overrides = [*args.overrides, *([] if args.max_bad is None else [f"data.max_bad={args.max_bad}"])]
     recipe = load_recipe(args.recipe, overrides)  # before the imports that take seconds
     is_first = not int(os.environ.get("RANK", "0"))
+    show_log(args.quiet, is_first)
+    logger.info("loading the libraries")
 
     import datasets
     import transformers
 
     from pix2seq_hf.training.loop import train
 
-    show_log(args.quiet, is_first)
     if args.quiet or not is_first:
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
