@@ -191,6 +191,11 @@ def test_options_that_cannot_be(options, message):
         SceneOptions(**options)
 
 
+def test_people_that_are_too_small_for_keypoints_are_not_looked_for_without_end():
+    with pytest.raises(ValueError, match="diameters 8-12 hardly ever show anyone of 32 pixels"):
+        draw_scene(0, "x", 0, SceneOptions(image_size=(64, 64), diameters=(8, 12), needs_person=True))
+
+
 def test_outlines_keep_holes_and_parts():
     rows, columns = np.mgrid[:90, :120]
     distance = np.hypot(rows - 45, columns - 45)

@@ -15,6 +15,7 @@ scenes draws pictures with boxes, masks, keypoints and captions, as a COCO folde
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -317,7 +318,7 @@ def run_scenes(args: argparse.Namespace) -> int:
     options = parse_options({name: text for name, text in settings if text is not None})
     with tqdm(total=args.count, unit="picture", disable=args.quiet, leave=False) as bar:
         path = write_scenes(
-            args.output, args.split, args.count, args.seed, options, args.workers, on_progress=bar.update
+            args.output, args.split, args.count, args.seed, options, args.workers or os.cpu_count(), bar.update
         )
     print(f"{args.output}: {args.count:,} pictures in {args.split}/, annotations in {path.parent}/*_{args.split}.json")
     print(f"look at them: pix2seq data inspect {args.output} --split {args.split} --sheet sheet.png")

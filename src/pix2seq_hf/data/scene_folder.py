@@ -5,7 +5,6 @@ The files are the same whatever the number of processes, but for what another ve
 
 import json
 import multiprocessing
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -28,7 +27,7 @@ def write_scenes(
     num_images: int,
     seed: int = 0,
     options: SceneOptions | None = None,
-    num_workers: int | None = None,
+    num_workers: int = 1,
     on_progress: Callable[[int], Any] = lambda count: None,
 ) -> Path:
     r"""Draw scenes and write them as a split of a COCO folder.
@@ -40,7 +39,7 @@ def write_scenes(
         num_images (`int`): How many.
         seed (`int`): The same seed draws the same pictures.
         options ([`SceneOptions`], *optional*): What scenes are like.
-        num_workers (`int`, *optional*): Processes; by default as many as there are processors, or one for few pictures.
+        num_workers (`int`): Processes; more than one start afresh, so that a script needs `if __name__ == "__main__"`.
         on_progress (`Callable`): Told how many pictures more are written.
     Returns:
         `Path`: The instances file, which is written last.
@@ -58,7 +57,7 @@ def write_scenes(
     path.parent.mkdir(exist_ok=True)
 
     draw = partial(_write_picture, pictures, seed, split, options)
-    num_workers = min(num_workers or os.cpu_count() or 1, -(-num_images // CHUNK))
+    num_workers = min(num_workers, -(-num_images // CHUNK))
     drawn = []
     for image_id, (objects, captions) in enumerate(_map(draw, num_images, num_workers), start=1):
         drawn.append((image_id, objects, captions))

@@ -17,12 +17,13 @@ from pix2seq_hf.data.scene_captions import write_captions
 from pix2seq_hf.data.scene_drawing import Drawing, draw_background, draw_pieces, draw_shadow, finish
 from pix2seq_hf.data.scene_outlines import outline
 from pix2seq_hf.data.scene_people import SHIRTS, draw_person
-from pix2seq_hf.data.scene_things import COLORS, PLURALS, SCENE_CLASSES, THINGS, Color, Piece, turn
+from pix2seq_hf.data.scene_things import COLORS, SCENE_CLASSES, THINGS, Color, Piece, turn
 from pix2seq_hf.masks_pix2seq import mask_to_rle
 
 SIZES = (2.6, 1.5)  # of a beta distribution, from the smallest to the largest on a logarithmic scale
 MIN_VISIBLE = 0.2  # share of a thing that must be seen; else it is not drawn at all
 MIN_PIXELS = 24
+MAX_ATTEMPTS = 50  # of drawing a scene with something in it
 MIN_HEIGHT_OF_KEYPOINTS = 32  # pixels; smaller people have none, as in COCO
 CROWDS = ("person", "person", "person", "flower", "balloon", "fish")
 CROWD_SIZE = (10, 25)
@@ -101,15 +102,18 @@ def draw_scene(seed: int, split: str, index: int, options: SceneOptions | None =
         seed (`int`), split (`str`), index (`int`): Which one.
         options ([`SceneOptions`], *optional*): What scenes are like.
     Returns:
-        [`Scene`] with at least one object that is no crowd."""
+        [`Scene`] with at least one object that is no crowd.
+    Raises:
+        ValueError: If the options let nothing of what is needed be seen."""
     options = SceneOptions() if options is None else options
-    attempt = 0
-    while True:
+    for attempt in range(MAX_ATTEMPTS):
         rng = np.random.default_rng([seed, zlib.crc32(split.encode()), index, attempt])
         scene = _draw(rng, options)
         if scene is not None:
             return scene
-        attempt += 1
+    wanted = f"anyone of {MIN_HEIGHT_OF_KEYPOINTS} pixels, for keypoints," if options.needs_person else "anything"
+    low, high = options.diameters
+    raise ValueError(f"scenes of diameters {low:g}-{high:g} hardly ever show {wanted}: choose larger ones")
 
 
 def _draw(rng: np.random.Generator, options: SceneOptions) -> Scene | None:
@@ -300,6 +304,3 @@ def _overlap(box: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 def _floats(name: str) -> bool:
     return name != "person" and THINGS[name].floats
-
-
-__all__ = ["PLURALS", "SCENE_CLASSES", "Scene", "SceneOptions", "draw_scene"]
