@@ -117,6 +117,31 @@ def test_the_split_is_chosen_once(scenes, tmp_path):
             train_quietly(tiny(**{section: splits}), tmp_path / "data", tmp_path / "other")
 
 
+def test_a_run_goes_on_where_rows_cannot_be_kept(tmp_path, caplog):
+    """The pictures of a YOLO folder are those that are there, and their sizes are known from them alone."""
+    for name in ("images", "labels"):
+        (tmp_path / "yolo" / name).mkdir(parents=True)
+    for number in range(8):
+        Image.new("RGB", (40, 20)).save(tmp_path / f"yolo/images/{number}.png")
+        (tmp_path / f"yolo/labels/{number}.txt").write_text(f"0 0.5 0.5 0.{number + 1} 0.2")
+    (tmp_path / "yolo/classes.txt").write_text("dog")
+    recipe = tiny()
+    train_quietly(recipe, tmp_path / "yolo", tmp_path / "run")
+    for number, steps in ((2, (4, 6)), (5, (6,))):
+        go_back(tmp_path / "run", *steps)
+        (tmp_path / f"yolo/images/{number}.png").unlink()
+        if number == 2:
+            train_quietly(recipe, tmp_path / "yolo", tmp_path / "run")
+            assert (
+                "yolo: 1 of the 8 pictures that" in caplog.text and "are gone; it goes on without them" in caplog.text
+            )
+    with pytest.raises(ValueError, match=r"was trained on so far \(2 of its 8 pictures are gone\); choose another"):
+        train_quietly(recipe, tmp_path / "yolo", tmp_path / "run")
+    (tmp_path / "yolo/labels/3.txt").write_text("0 0.5 0.5 0.55 0.2")
+    with pytest.raises(ValueError, match=r"yolo: is not the data that .*run was trained on so far; choose another"):
+        train_quietly(tiny(data={"num_workers": 0, "max_bad": 0.5}), tmp_path / "yolo", tmp_path / "run")
+
+
 def test_a_lost_picture_is_no_reason_not_to_evaluate(tmp_path, caplog):
     draw(tmp_path / "data")
     write_shapes(tmp_path / "data", "val2017", 3, seed=1, image_size=(32, 32), max_objects=2)

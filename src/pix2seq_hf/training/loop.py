@@ -7,6 +7,7 @@ RUN/tensorboard/            losses, learning rate, speed, memory, metrics, pictu
 RUN/best/                   the model that was best in evaluation, for `from_pretrained`
 RUN/final/                  the model after the last step, for `from_pretrained`
 RUN/bad_samples.txt         samples that could not be used: task, number, reason
+RUN/pictures.txt            what its pictures are recognised by
 RUN/failed/                 the batch of a step that went wrong
 RUN/run.lock, run.holder    held while somebody trains there
 """
@@ -15,6 +16,7 @@ import dataclasses
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,10 +43,12 @@ from pix2seq_hf.training.devices import update_average, whole_model
 from pix2seq_hf.training.evaluation import Evaluation, save_beside
 from pix2seq_hf.training.interruption import NAMES, StopSignals, TrainingInterrupted
 from pix2seq_hf.training.run_folder import Start, find_start, hold
-from pix2seq_hf.training.run_info import RunInfo
-from pix2seq_hf.training.watch import BAD_SAMPLES, Meter, TaskStep, Watch, progress_text
+from pix2seq_hf.training.run_info import RunInfo, picture_digests
+from pix2seq_hf.training.watch import BAD_SAMPLES, Meter, TaskStep, Watch, most_bad, progress_text
 
 logger = logging.getLogger(__name__)
+
+PICTURES = "pictures.txt"
 
 
 def train(
@@ -141,13 +145,14 @@ def go_on(recipe: Recipe, data: str | Path, output: Path, begin: Start, show_pro
     if checkpoint is not None:
         state = load_checkpoint(accelerator, checkpoint, None if average is None else average.module)
         if state["data_fingerprint"] != fingerprint:
-            then = info.content.get("data", {}).get("num_pictures")
-            raise ValueError(
-                f"{data}: is not the data that {output} was trained on so far (pictures then: {then}, now: "
-                f"{material.sizes}); choose another --output"
-            )
+            accept_losses(material, data, output, recipe.data.max_bad)
+            if accelerator.is_main_process:
+                (output / BAD_SAMPLES).unlink(missing_ok=True)  # its numbers are no longer those of the samples
+            accelerator.wait_for_everyone()
         if evaluation is not None and state["evaluation"] is not None:
             evaluation.state = state["evaluation"]
+    elif accelerator.is_main_process and not material.is_stream:
+        (output / PICTURES).write_text("\n".join(picture_digests(material.split.dataset)) + "\n")
     build.start_trackers(recipe, accelerator, start)
     if accelerator.is_main_process:
         save_recipe(recipe, output / "recipe.yaml")
@@ -275,6 +280,33 @@ def go_on(recipe: Recipe, data: str | Path, output: Path, begin: Start, show_pro
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return output / "final"
+
+
+def accept_losses(material: build.Material, data: str | Path, output: Path, max_bad: float) -> None:
+    r"""Let a run go on with data that lack some of the pictures it began with, and are the same in all else.
+
+    That is how pictures are lost whose rows cannot be kept, see [`build.open_material`].
+
+    Args:
+        material ([`~build.Material`]): What it would go on with.
+        data (`str` or `Path`): Where that comes from.
+        output (`Path`): Its folder.
+        max_bad (`float`): Share of the pictures that may be gone.
+    Raises:
+        ValueError: If they are more, or the data are not the same."""
+    try:
+        known = Counter((output / PICTURES).read_text().split())
+    except FileNotFoundError:
+        known = Counter()
+    now = Counter() if material.is_stream else Counter(picture_digests(material.split.dataset))
+    lost = (known - now).total()
+    if now - known or not 0 < lost <= most_bad(max_bad, known.total()):
+        gone = f" ({lost} of its {known.total()} pictures are gone)" if known and not now - known else ""
+        raise ValueError(f"{data}: is not the data that {output} was trained on so far{gone}; choose another --output")
+    logger.warning(
+        "%s: %d of the %d pictures that %s began with are gone; it goes on without them, with its samples in another "
+        "order", data, lost, known.total(), output,
+    )  # fmt: skip
 
 
 def check_length(
