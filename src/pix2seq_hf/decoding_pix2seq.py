@@ -16,8 +16,13 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
+from .cache_pix2seq import GrowingLayer, KeptLayer
 from .grammar_pix2seq import TOKENS_PER_OBJECT, TokenGrammar
+from .linear_pix2seq import Pix2SeqLinear, linear
 from .tokenization_pix2seq import FAKE_CLASS_TOKEN, INVISIBLE_TOKEN
+
+
+NUM_LIKELIEST = 64  # tokens among which a nucleus mostly lies
 
 
 def top_logits(logits: torch.Tensor, k: int = 0, p: float = 1.0, mask: float = -1e10) -> torch.Tensor:
@@ -39,12 +44,25 @@ def top_logits(logits: torch.Tensor, k: int = 0, p: float = 1.0, mask: float = -
         smallest = logits.topk(min(k, logits.shape[-1]), dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < smallest, mask)
     if p < 1:
-        ordered = logits.sort(dim=-1, descending=True).values
-        is_outside = ordered.softmax(-1).cumsum(-1) > p
+        ordered, reached = _cumulative_probabilities(logits, p)
+        is_outside = reached > p
         is_outside[..., 0] = False
         smallest = ordered.masked_fill(is_outside, float("inf")).amin(-1, keepdim=True)
         logits = logits.masked_fill(logits < smallest, mask)
     return logits
+
+
+def _cumulative_probabilities(logits: torch.Tensor, p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits in falling order and what probability they reach together, at least as far as to one above `p`."""
+    # Sorting takes long on a processor, and mostly the best few are enough. Elsewhere looking at `reached` would.
+    if logits.device.type == "cpu" and logits.shape[-1] > 4 * NUM_LIKELIEST:
+        ordered = logits.topk(NUM_LIKELIEST, dim=-1).values
+        best = ordered[..., :1]
+        reached = ((ordered - best).exp() / (logits - best).exp().sum(-1, keepdim=True)).cumsum(-1)
+        if (reached[..., -1] > p).all():
+            return ordered, reached
+    ordered = logits.sort(dim=-1, descending=True).values
+    return ordered, ordered.softmax(-1).cumsum(-1)
 
 
 class Pix2SeqTopPLogitsWarper(TopPLogitsWarper):
@@ -60,13 +78,12 @@ def draw_tokens(logits: torch.FloatTensor, uniform: torch.FloatTensor | None = N
     Args:
         logits (`torch.FloatTensor` of shape `(rows, num_tokens)`): Scores.
         uniform (`torch.FloatTensor` of shape `(rows,)`, *optional*): Numbers of [`draw_uniform`] that decide; without
-            them torch's own generator does.
+            them they are drawn from torch's own generator.
     Returns:
         `torch.LongTensor` of shape `(rows,)`."""
-    probabilities = logits.softmax(-1)
     if uniform is None:
-        return torch.multinomial(probabilities, 1).squeeze(1)
-    reached = probabilities.cumsum(-1)
+        uniform = torch.rand(len(logits), device=logits.device)
+    reached = logits.softmax(-1).cumsum(-1)  # not `torch.multinomial`, which draws a number for every token
     # The first token at which more is reached: one of probability 0 reaches no more than the one before it.
     return torch.searchsorted(reached, uniform[:, None] * reached[:, -1:], right=True).squeeze(1)
 
@@ -187,17 +204,17 @@ class VisibleTokenRecorder:
         assert len(rows) == total, "rows with keypoints all have the same length"
         visible = logits.clone()
         visible[:, INVISIBLE_TOKEN] -= 1e9
-        probabilities = visible.softmax(-1)
+        probabilities, tokens = visible.softmax(-1), None
         if self.grammar is not None:
             tokens = torch.as_tensor(self.grammar.token_set(step), device=logits.device)
             tokens = tokens[tokens != INVISIBLE_TOKEN]
-            visible = torch.full_like(visible, float("-inf")).index_copy_(1, tokens, visible[:, tokens])
+            visible = visible[:, tokens]
         if self.do_sample:
             visible = top_logits(visible / self.temperature, self.top_k, self.top_p, float("-inf"))
             drawn = draw_tokens(visible, None if self.uniform is None else self.uniform[:, step])
         else:
             drawn = visible.argmax(-1)
-        self.pending = probabilities, drawn
+        self.pending = probabilities, drawn if tokens is None else tokens[drawn]
 
     def settle(self, tokens):
         if self.pending is None:
@@ -296,7 +313,7 @@ class OutputRows:
     def __init__(self, lm_head: nn.Module):
         self.lm_head = lm_head
         # A layer that is quantised, adapted or placed elsewhere is left to itself.
-        self.is_plain = type(lm_head) is nn.Linear and not hasattr(lm_head, "_hf_hook")
+        self.is_plain = type(lm_head) is Pix2SeqLinear and not hasattr(lm_head, "_hf_hook")
         self.parts: dict[int, tuple] = {}
 
     def tokens(self, token_set: range | tuple[int, ...]) -> torch.LongTensor:
@@ -310,7 +327,7 @@ class OutputRows:
         _, tokens, weight, bias = self._part(token_set)
         if not self.is_plain:
             return self.lm_head(hidden_states)[:, tokens].float()
-        return nn.functional.linear(hidden_states, weight, bias).float()
+        return linear(hidden_states, weight, bias).float()
 
     def _part(self, token_set):
         key = id(token_set)
@@ -369,6 +386,8 @@ def decode(model, plan: TokenPlan, input_ids, processors, criteria, generation_c
     (total, prompt_length), max_length = input_ids.shape, generation_config.max_length
     encoded = model_kwargs["encoder_outputs"][0]
     cache = model_kwargs["past_key_values"]
+    cache.self_attention_cache.layers = [GrowingLayer() for _ in model.model.decoder.layers]
+    cache.cross_attention_cache.layers = [KeptLayer() for _ in model.model.decoder.layers]
     attention_mask = model_kwargs.get("decoder_attention_mask")
     output_rows = OutputRows(model.lm_head)
     sequences = input_ids.new_full((total, max_length), padding)

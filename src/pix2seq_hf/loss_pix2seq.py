@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from .linear_pix2seq import Pix2SeqLinear
+
 # Positions whose logits exist at once: 36 MB in float32 with 35,000 words.
 ROWS_AT_ONCE = 256
 
@@ -115,7 +117,7 @@ def _position_weights(labels: torch.Tensor, label_weights: torch.Tensor | None) 
 def _is_plain(head: nn.Module) -> bool:
     """Whether calling the head is no more than multiplying with its weight and adding its bias."""
     has_hooks = head._forward_hooks or head._forward_pre_hooks or head._backward_hooks or head._backward_pre_hooks
-    return type(head) is nn.Linear and "forward" not in vars(head) and not has_hooks
+    return type(head) in (nn.Linear, Pix2SeqLinear) and "forward" not in vars(head) and not has_hooks
 
 
 class _LossInParts(torch.autograd.Function):

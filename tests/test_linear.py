@@ -1,0 +1,77 @@
+"""Linear layers on a processor: oneDNN's numbers are torch's, and where they may not be used torch's own are."""
+
+import pytest
+import torch
+from torch import nn
+
+from pix2seq_hf import linear_pix2seq
+from pix2seq_hf.linear_pix2seq import Pix2SeqLinear, linear
+
+needs_onednn = pytest.mark.skipif(linear_pix2seq.onednn_linear is None, reason="this torch has no oneDNN")
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Shapes of the inputs that oneDNN was given."""
+    shapes, onednn_linear = [], linear_pix2seq.onednn_linear
+
+    def count(inputs, *others):
+        shapes.append(tuple(inputs.shape))
+        return onednn_linear(inputs, *others)
+
+    monkeypatch.setattr(linear_pix2seq, "onednn_linear", count)
+    return shapes
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(1, 48), (7, 48), (2, 3, 48), (2, 1, 5, 48)])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_numbers_are_those_of_torch(shape, has_bias, calls):
+    torch.manual_seed(0)
+    layer, inputs = Pix2SeqLinear(48, 20, bias=has_bias), torch.randn(shape)
+    with torch.no_grad():
+        found = layer(inputs)
+    assert calls == [shape]
+    torch.testing.assert_close(found, nn.functional.linear(inputs, layer.weight, layer.bias), rtol=0, atol=1e-6)
+
+
+@needs_onednn
+@torch.no_grad()
+def test_parts_and_views(calls):
+    torch.manual_seed(0)
+    weight, bias, inputs = torch.randn(30, 48), torch.randn(30), torch.randn(4, 6, 48)
+    for rows, part in [
+        (inputs[:, -1], slice(None)),
+        (inputs[:, ::2], slice(10, 20)),
+        (inputs.mT.contiguous().mT, slice(3)),
+    ]:
+        expected = nn.functional.linear(rows, weight[part], bias[part])
+        torch.testing.assert_close(linear(rows, weight[part], bias[part]), expected, rtol=0, atol=1e-5)
+    assert len(calls) == 3
+
+
+def test_gradients_are_torchs(calls):
+    layer = Pix2SeqLinear(8, 4)
+    layer(torch.randn(3, 8)).sum().backward()
+    assert layer.weight.grad.shape == (4, 8) and not calls
+
+
+@torch.no_grad()
+def test_what_is_not_plain_is_left_to_torch(calls):
+    layer = Pix2SeqLinear(8, 4)
+    assert layer(torch.zeros(0, 8)).shape == (0, 4)
+    assert layer.to(torch.bfloat16)(torch.zeros(2, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    layer = layer.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.zeros(2, 8)).dtype == torch.bfloat16
+    assert layer.to("meta")(torch.zeros(2, 8, device="meta")).device.type == "meta"
+    exported = torch.export.export(Pix2SeqLinear(8, 4), (torch.zeros(2, 8),)).module()
+    assert exported(torch.ones(2, 8)).shape == (2, 4)
+    assert not calls
+
+
+def test_without_onednn_torch_does_it(monkeypatch):
+    monkeypatch.setattr(linear_pix2seq, "onednn_linear", None)
+    layer = Pix2SeqLinear(8, 4)
+    with torch.no_grad():
+        assert layer(torch.ones(2, 8)).equal(nn.functional.linear(torch.ones(2, 8), layer.weight, layer.bias))
