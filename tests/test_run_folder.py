@@ -10,11 +10,16 @@ import socket
 import subprocess
 import sys
 
+import datasets
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from pix2seq_hf import cli
+from pix2seq_hf.data.coco import read_coco
+from pix2seq_hf.data.convert import convert_splits
 from pix2seq_hf.data.shapes import write_shapes
 from pix2seq_hf.training import command, run_folder
 from pix2seq_hf.training.arguments import load_recipe
@@ -349,6 +354,27 @@ def test_who_says_what(is_quiet, is_first, level):
         assert logger.level == level
     finally:
         logger.setLevel(before)
+
+
+def test_quiet_hides_bars_but_no_warnings(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    draw(tmp_path / "coco")
+    split = read_coco(tmp_path / "coco", "train2017")
+    convert_splits(tmp_path / "coco", {"train": split}, tmp_path / "parquet")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(TINY))
+    arguments = ["--recipe", tmp_path / "mine.yaml", "--data", tmp_path / "parquet", "--output", tmp_path / "run"]
+    logger, level = logging.getLogger("pix2seq_hf"), logging.getLogger("pix2seq_hf").level
+    said = logging.StreamHandler()
+    logger.addHandler(said)  # that of the command is kept from it by pytest's
+    try:
+        assert cli.main(["train", *map(str, arguments), "--resume", "--quiet"]) == 0
+        found = capfd.readouterr()
+        assert f"{tmp_path / 'run'}: has no checkpoint to go on from: starts at step 0\n" in found.err
+        assert "Generating" not in found.err and "%|" not in found.err and found.out == ""
+    finally:
+        logger.removeHandler(said)
+        logger.setLevel(level)
+        datasets.enable_progress_bars()
 
 
 def test_what_is_read_is_said(scenes, tmp_path, caplog):
