@@ -21,7 +21,6 @@ from .grammar_pix2seq import TOKENS_PER_OBJECT, TokenGrammar
 from .linear_pix2seq import Pix2SeqLinear, linear
 from .tokenization_pix2seq import FAKE_CLASS_TOKEN, INVISIBLE_TOKEN
 
-
 NUM_LIKELIEST = 64  # tokens among which a nucleus mostly lies
 
 

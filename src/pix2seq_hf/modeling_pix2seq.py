@@ -121,8 +121,8 @@ class Pix2SeqAttention(nn.Module):
         query = self.q_proj(hidden_states)
         query = query.view(batch, -1, self.num_heads, self.head_dim).transpose(1, 2)  # sequences folded into the length
 
-        # One query per sequence is a matter of reading keys and values, which on a processor two products do faster than
-        # the kernel behind sdpa, five times in bfloat16.
+        # One query per sequence is a matter of reading keys and values. On a processor two products do that faster than
+        # the kernel behind sdpa: in bfloat16 five times.
         sees_all = is_cross_attention or (length == 1 and attention_mask is None)
         is_step = past_key_values is not None and sees_all and self._is_on_processor(query)
         is_updated = False
