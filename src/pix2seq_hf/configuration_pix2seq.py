@@ -271,8 +271,10 @@ class Pix2SeqConfig(PreTrainedConfig):
             size, heads = getattr(self, f"{prefix}hidden_size"), getattr(self, f"{prefix}num_attention_heads")
             if size < heads:
                 raise ValueError(f"{prefix}num_attention_heads {heads} is larger than {prefix}hidden_size {size}")
-            if heads < 1 or size % heads:
-                raise ValueError(f"{prefix}hidden_size {size} is not divisible by {prefix}num_attention_heads {heads}")
+            if heads < 1:
+                raise ValueError(f"{prefix}num_attention_heads must be at least 1, got {heads}")
+            if size % 2:  # sine and cosine in turn; heads need not divide it, as in the reference
+                raise ValueError(f"{prefix}hidden_size must be even, got {size}")
         if self.intermediate_size < self.hidden_size:
             raise ValueError(
                 f"intermediate_size {self.intermediate_size} is smaller than hidden_size {self.hidden_size}"
