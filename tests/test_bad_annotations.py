@@ -129,7 +129,7 @@ MENDED = {
         item("person_keypoints", 1, keypoints=[1, 2, 2]), "keypoints of a wrong length",
         "annotation 2 has keypoints of 3 numbers; 2 keypoints are 6", BOTH,
     ),
-    "no keypoints": (item("person_keypoints", 1, keypoints=None), "keypoints of a wrong length", "of None", BOTH),
+    "no keypoints": (item("person_keypoints", 1, keypoints=None), "keypoints of a wrong length", "no keypoints", BOTH),
     "keypoints of NaN": (
         item("person_keypoints", 1, keypoints=[float("nan")] * 6), "keypoints that are no numbers", "not finite", BOTH
     ),

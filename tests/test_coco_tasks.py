@@ -133,7 +133,7 @@ def test_no_caption_and_no_keypoints(write):
             lambda c: c["person_keypoints"]["annotations"][0].update(keypoints=[1, 2, 2]),
             r"person_keypoints_train\.json: annotation 1 has keypoints of 3 numbers; 2 keypoints are 6",
         ),
-        (lambda c: c["person_keypoints"]["annotations"][0].pop("keypoints"), "annotation 1 has keypoints of None"),
+        (lambda c: c["person_keypoints"]["annotations"][0].pop("keypoints"), "annotation 1 has no keypoints"),
         (
             lambda c: c["person_keypoints"]["annotations"][0]["keypoints"].__setitem__(0, float("nan")),
             "annotation 1 has keypoints that are not finite numbers",

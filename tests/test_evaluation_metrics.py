@@ -113,7 +113,7 @@ class TestAllKinds:
             assert not caplog.messages
             assert evaluate(truth, strange, engine=engine)["AP"] == 0
         assert caplog.messages == [
-            "none of the 3 results has a category of the ground truth: 0 against 3, 5, 9"
+            "none of the 3 results has a category of the ground truth: 0 against 3, 5, 9: are they numbered otherwise?"
         ]  # fmt: skip
 
     def test_captions_in_place_of_objects(self, truth, kind):

@@ -296,7 +296,7 @@ class TestResults:
         [
             ("[{", "is not JSON"),
             ('{"annotations": []}', "is an annotation file, not a list of results"),
-            ('[{"image_id": 12}]', "entry 0 has no image_id, or none of caption"),
+            ('[{"image_id": 12}]', "entry 0 needs an image_id, a whole number, and one of caption"),
             (
                 '[{"image_id": 12, "caption": "a"}, {"image_id": 12, "bbox": []}]',
                 "entry 1 is a result of object_",

@@ -228,23 +228,27 @@ def rle_to_mask(rle: dict[str, Any]) -> np.ndarray:
         values = np.arange(len(counts)) % 2
         return np.repeat(values.astype(np.uint8), counts).reshape(width, height).T
     counts = counts.encode() if isinstance(counts, str) else counts
-    if _num_pixels(counts) != height * width:  # pycocotools would read beyond the end
+    if num_pixels(counts) != height * width:  # pycocotools would read beyond the end
         raise ValueError(f"run lengths do not add up to the {height} x {width} pixels of the mask")
     return _require_coco_mask().decode({"size": [height, width], "counts": counts})
 
 
-def _num_pixels(counts: bytes) -> int:
-    """Pixels that compressed run lengths describe: 5 bits per character, from the third on as differences."""
-    runs, value, shift = [], 0, 0
-    for character in counts:
-        digit = character - 48
-        value |= (digit & 0x1F) << shift
-        shift += 5
-        if not digit & 0x20:
-            value -= (1 << shift) if digit & 0x10 else 0
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value, shift = 0, 0
-    return sum(runs) if not shift and min(runs, default=0) >= 0 else -1
+def num_pixels(counts: bytes) -> int:
+    """Pixels that compressed run lengths describe, -1 if they are none: 5 bits per character, later differences."""
+    digits = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(digits & 0x20 == 0)  # the last character of each number
+    if not len(digits) or not len(ends) or ends[-1] != len(digits) - 1:
+        return len(digits) and -1
+    starts = np.append(0, ends[:-1] + 1)
+    lengths = ends + 1 - starts
+    if lengths.max() > 7:  # more than 35 bits
+        return -1
+    shifts = 5 * (np.arange(len(digits)) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((digits & 0x1F) << shifts, starts)
+    runs -= np.where(digits[ends] & 0x10, 1 << (5 * lengths), 0)
+    for first in (1, 2):  # from the fourth on, they are differences from the last but one
+        runs[first::2] = np.cumsum(runs[first::2])
+    return int(runs.sum()) if runs.min() >= 0 else -1
 
 
 def segmentation_parts(segmentation: Any, size: tuple[int, int]) -> list[np.ndarray]:
@@ -371,5 +375,5 @@ def _require_coco_mask():
     return coco_mask
 
 
-__all__ = ["MaskWindow", "fit_parts", "join_parts", "mask_to_parts", "mask_to_rle", "rasterize", "rle_to_mask",
-           "segmentation_parts", "split_parts"]  # fmt: skip
+__all__ = ["MaskWindow", "fit_parts", "join_parts", "mask_to_parts", "mask_to_rle", "num_pixels", "rasterize",
+           "rle_to_mask", "segmentation_parts", "split_parts"]  # fmt: skip

@@ -370,6 +370,9 @@ def _read_captions(folder: Path, split: str, problems: Problems) -> dict:
         _report(faults, item.get("id"), path, problems)
         if caption is not None:
             mended.append({**item, "caption": caption} if faults else item)
+    if content["annotations"] and not any("caption" in item for item in content["annotations"]):
+        words = "none of its annotations has a 'caption': is it a file of another task?"
+        problems.error("annotations of another task", f"{path}: {words}")
     return {**content, "annotations": mended}
 
 

@@ -145,10 +145,9 @@ def mend_keypoints(triples: Any, num_keypoints: int) -> tuple[list[float] | None
     Returns:
         `tuple`: The keypoints or `None`, and their faults."""
     if not isinstance(triples, list) or len(triples) != 3 * num_keypoints:
-        found = f"{len(triples)} numbers" if isinstance(triples, list) else repr(triples)
-        words = (
-            f"has keypoints of {found}; {num_keypoints} keypoints are {3 * num_keypoints}: x, y and visibility of each"
-        )
+        found = f"keypoints of {len(triples)} numbers" if isinstance(triples, list) else f"keypoints {triples!r}"
+        found = "no keypoints" if triples is None else found
+        words = f"has {found}; {num_keypoints} keypoints are {3 * num_keypoints}: x, y and visibility of each"
         return None, [Fault("keypoints of a wrong length", words)]
     if not all(map(is_number, triples)):
         return None, [Fault("keypoints that are no numbers", "has keypoints that are not finite numbers: left out")]

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from pix2seq_hf.masks_pix2seq import num_pixels
+
 logger = logging.getLogger(__name__)
 
 # What pycocotools calls a kind, and where its objects carry it.
@@ -55,7 +57,7 @@ def check_results(
     r"""Look through results in COCO results format; none at all is fine.
 
     A category that the ground truth does not list is never right, as in the reference, whose models can write any
-    label; if no result has a listed one, a warning says so.
+    label; see [`warn_about_categories`].
 
     Args:
         ground_truth (`Mapping`): What [`check_ground_truth`] let through.
@@ -73,6 +75,8 @@ def check_results(
         missing = [name for name in ("image_id", "category_id", "score", field) if item.get(name) is None]
         if missing:
             raise ValueError(f"result {index} has no {missing[0]!r} {_has(item)}: is it a result of another task?")
+        if not isinstance(item["category_id"], (int, np.integer)):
+            raise ValueError(f"result {index} has the category_id {item['category_id']!r}: it must be a whole number")
     check_pictures([item["image_id"] for item in results], sizes, "detection")
     for item in results:
         where = f"detection of picture {item['image_id']}"
@@ -86,11 +90,15 @@ def check_results(
         if iou_type == "segm" and list(item[field]["size"]) != list(sizes[item["image_id"]]):
             size, expected = list(item[field]["size"]), list(sizes[item["image_id"]])
             raise ValueError(f"a mask of picture {item['image_id']} is of {size} pixels, the picture of {expected}")
+
+
+def warn_about_categories(ground_truth: Mapping[str, Any], results: Sequence[Mapping]) -> None:
+    """Warn if no result has a category that the ground truth lists: then none of them can be right."""
     listed = {item["id"] for item in ground_truth["categories"]}
     if results and listed and not any(item["category_id"] in listed for item in results):
         found = sorted({item["category_id"] for item in results})
         logger.warning(
-            "none of the %d results has a category of the ground truth: %s against %s",
+            "none of the %d results has a category of the ground truth: %s against %s: are they numbered otherwise?",
             *(len(results), _shorten(found), _shorten(sorted(listed))),
         )
 
@@ -124,6 +132,8 @@ def _check_geometry(item: Mapping[str, Any], field: str, where: str, num_keypoin
         if isinstance(value, Mapping):
             if "size" not in value or "counts" not in value:
                 raise ValueError(f"{where}: run lengths need 'size' and 'counts', got {_has(value)}")
+            if _count_pixels(value["counts"]) != math.prod(value["size"]):  # pycocotools would never end
+                raise ValueError(f"{where}: its run lengths do not fill {' x '.join(map(str, value['size']))} pixels")
             return
         if not value:
             raise ValueError(f"{where} has an empty segmentation")
@@ -140,6 +150,15 @@ def _check_geometry(item: Mapping[str, Any], field: str, where: str, num_keypoin
             f"{where} has {len(value)} numbers for its keypoints, not 3 times {num_keypoints}: "
             "another skeleton than COCO's needs its own sigmas"
         )
+
+
+def _count_pixels(counts: Any) -> int:
+    """Pixels of run lengths; -1 if they are none."""
+    if isinstance(counts, (str, bytes)):
+        return num_pixels(counts.encode() if isinstance(counts, str) else counts)
+    if isinstance(counts, list) and all(isinstance(count, int) and count >= 0 for count in counts):
+        return sum(counts)
+    return -1
 
 
 def _are_finite(numbers: Sequence[Any]) -> bool:

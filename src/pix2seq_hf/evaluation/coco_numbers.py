@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pix2seq_hf.evaluation.coco_checks import FIELDS, check_ground_truth, check_results
+from pix2seq_hf.evaluation.coco_checks import FIELDS, check_ground_truth, check_results, warn_about_categories
+from pix2seq_hf.masks_pix2seq import mask_to_rle, rle_to_mask
 
 # The first is the truth, the second an option that is faster on large data sets and gives the same numbers.
 ENGINES = ("pycocotools", "faster-coco-eval")
@@ -49,6 +50,7 @@ def coco_numbers(
     if not results:
         has_objects = any(not item["iscrowd"] for item in truth["annotations"])
         return dict.fromkeys(names, 0.0 if has_objects else -1.0)
+    warn_about_categories(truth, results)
     evaluation = run_engine(truth, results, iou_type, sigmas, engine)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.summarize()
@@ -156,6 +158,11 @@ def checked_copies(
     # The kind of results is guessed from their fields, so that masks which also have boxes would count as boxes.
     fields = ("image_id", "category_id", "score", FIELDS[iou_type])
     results = [{name: item[name] for name in fields} for item in results if item["image_id"] in counted]
+    for item in results:
+        if iou_type == "segm" and isinstance(
+            item["segmentation"]["counts"], list
+        ):  # which pycocotools takes of objects
+            item["segmentation"] = mask_to_rle(rle_to_mask(dict(item["segmentation"])))
     return truth, results
 
 

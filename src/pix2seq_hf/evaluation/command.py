@@ -29,6 +29,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -273,7 +274,7 @@ def run_model(args: argparse.Namespace) -> int:
     print_numbers(measured.numbers, measured.results, args.boxes or "detected")
     print(describe_pace(num_pictures, measured.num_asked, pace))
     print_tables(tables)
-    name_failures(failures, problems)
+    name_problems(failures, problems)
     return exit_code
 
 
@@ -397,14 +398,18 @@ def run_results(args: argparse.Namespace) -> int:
     if args.max_images is not None or args.image_ids is not None:
         known = set(split.dataset["image_id"])
         found = {task: [item for item in items if item["image_id"] in known] for task, items in found.items()}
-    numbers = score(split, found, args.engine, caption_tokenizer=None, use_spice=args.spice and "captioning" in found)
+    try:
+        use_spice = args.spice and "captioning" in found
+        numbers = score(split, found, args.engine, caption_tokenizer=None, use_spice=use_spice)
+    except ValueError as error:  # of a file that others wrote: say which
+        raise ValueError(f"{args.results}, on {args.data}, {args.split}: {error}") from None
     add_voc(args, split, numbers, found)
     left_out = [problem.message for problem in problems.left_out]
     facts = {"seconds": None, "pictures_per_second": None, "left_out": left_out}
     tables = write_outputs(args, split, numbers, found, facts)
     print_numbers(numbers, found)
     print_tables(tables)
-    name_failures({}, problems)
+    name_problems({}, problems)
     return int(bool(left_out))
 
 
@@ -451,7 +456,7 @@ def run_oracle(args: argparse.Namespace) -> int:
         for bins, numbers in table.items():
             cells = (f"{_percent(numbers[task].get(name, -1)):>8}" for name in columns)
             print(f"{NAMES[task]:<10}{bins:>6}" + "".join(cells))
-    name_failures({}, problems)
+    name_problems({}, problems)
     return int(bool(problems.left_out))
 
 
@@ -496,7 +501,7 @@ def run_watch(args: argparse.Namespace) -> int:
             writer.add_scalar("evaluation/pictures_per_second", pace, step)
             writer.flush()
             if has_failed is None:  # they are the same for every checkpoint
-                name_failures(measured.failures, problems)
+                name_problems(measured.failures, problems)
                 has_failed = bool(measured.failures or problems.left_out)
             facts = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "pictures_per_second": pace}
             return {**facts, "num_failed": len(measured.failures), "tasks": measured.numbers}
@@ -539,8 +544,13 @@ def headline(task: str, metrics: Mapping[str, float]) -> str:
     return f"{NAMES[task]} {shown}"
 
 
-def name_failures(failures: Mapping[int, str], problems: Any) -> None:
-    """Name the first pictures that could not be used, and those that nothing is known of."""
+def name_problems(failures: Mapping[int, str], problems: Any) -> None:
+    """Name what was mended in the annotations, and the first pictures that could not be used or left out."""
+    mended = [problem for problem in problems.found if not problem.is_error]
+    for kind, count in Counter(problem.kind for problem in mended).items():
+        message = next(problem.message for problem in mended if problem.kind == kind)
+        more = f" ({count} of this kind, see pix2seq data inspect)" if count > 1 else ""
+        print(f"pix2seq evaluate: {message}{more}", file=sys.stderr)
     lines = [f"picture {image_id} could not be used: {reason}" for image_id, reason in failures.items()]
     lines += [f"left out, with what is annotated: {problem.message}" for problem in problems.left_out]
     if len(lines) > MOST_NAMED:
@@ -608,7 +618,7 @@ def class_tables(args: argparse.Namespace, split: Any, results: Mapping[str, Any
     from pix2seq_hf.evaluation.coco_numbers import per_class
 
     tables = {}
-    for task in filter(results.get, ALL_TASKS[:3]):
+    for task in (task for task in ALL_TASKS[:3] if task in results):
         truth = split.keypoint_annotations if task == "keypoint_detection" else split.annotations
         tables[task] = per_class(truth, results[task], NAMES[task], engine=args.engine)
     return tables

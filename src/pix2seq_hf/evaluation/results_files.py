@@ -38,7 +38,8 @@ def read_results(path: str | Path) -> tuple[str | None, Results]:
     for number, entry in enumerate(results):
         found = _find_task(entry)
         if found is None:
-            raise ValueError(f"{path}: entry {number} has no image_id, or none of {', '.join(FIELDS.values())}")
+            fields = ", ".join(FIELDS.values())
+            raise ValueError(f"{path}: entry {number} needs an image_id, a whole number, and one of {fields}")
         if task not in (None, found):
             raise ValueError(f"{path}: entry {number} is a result of {found}, those before are of {task}")
         task = found
