@@ -50,10 +50,37 @@ def test_parts_and_views(calls):
     assert len(calls) == 3
 
 
-def test_gradients_are_torchs(calls):
-    layer = Pix2SeqLinear(8, 4)
-    layer(torch.randn(3, 8)).sum().backward()
-    assert layer.weight.grad.shape == (4, 8) and not calls
+@needs_onednn
+@pytest.mark.parametrize("shape", [(5, 48), (2, 3, 48)])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_gradients_are_those_of_torch(shape, has_bias, calls):
+    torch.manual_seed(0)
+    layer, inputs = Pix2SeqLinear(48, 20, bias=has_bias), torch.randn(shape, requires_grad=True)
+    wanted = [inputs, *layer.parameters()]
+    towards = torch.randn(*shape[:-1], 20)
+    found = torch.autograd.grad(layer(inputs), wanted, towards)
+    expected = torch.autograd.grad(nn.functional.linear(inputs, layer.weight, layer.bias), wanted, towards)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    assert len(calls) == 3
+
+
+@needs_onednn
+def test_only_gradients_that_are_wanted(calls):
+    layer = Pix2SeqLinear(48, 20).requires_grad_(False)
+    inputs = torch.randn(2, 48, requires_grad=True)
+    layer(inputs).sum().backward()
+    assert inputs.grad is not None and len(calls) == 2
+    layer.bias.requires_grad_(True)
+    layer(inputs.detach()).sum().backward()
+    assert layer.bias.grad.tolist() == [2.0] * 20 and len(calls) == 3
+
+
+def test_transformed_functions(calls):
+    layer, inputs = Pix2SeqLinear(8, 4), torch.randn(3, 8)
+    assert torch.func.vmap(layer)(inputs).shape == (3, 4)
+    assert torch.func.jacrev(layer)(inputs[0]).equal(layer.weight)
+    assert not calls
 
 
 @torch.no_grad()

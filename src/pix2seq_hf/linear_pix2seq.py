@@ -1,4 +1,4 @@
-"""Which kernel computes a linear layer fastest? On a processor oneDNN's, where no gradient is wanted.
+"""Which kernel computes a linear layer fastest? On a processor oneDNN's.
 
 torch gives float32 products on a processor to MKL. For the shapes of decoding, a few rows times a large weight, and on
 processors that are not Intel's for all shapes, oneDNN's kernels take a half to a fourth of the time (README, speed of
@@ -6,6 +6,7 @@ decoding). torch brings them along for the code that its compiler writes; they r
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 try:
     onednn_linear = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
@@ -21,10 +22,37 @@ def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
         weight (`torch.Tensor` of shape `(out_features, in_features)`): As in `torch.nn.Linear`.
         bias (`torch.Tensor` of shape `(out_features,)`, *optional*): Added to every row.
     Returns:
-        `torch.Tensor` of shape `(..., out_features)`."""
-    if is_plain(inputs) and is_plain(weight) and is_plainly_computed():
-        return onednn_linear(inputs, weight, bias, "none", [], "")
-    return nn.functional.linear(inputs, weight, bias)
+        `torch.Tensor` of shape `(..., out_features)`; it can be differentiated once."""
+    if not (is_plain(inputs) and is_plain(weight) and is_plainly_computed()):
+        return nn.functional.linear(inputs, weight, bias)
+    if torch.is_grad_enabled():
+        return _Linear.apply(inputs, weight, bias)
+    return _multiply(inputs, weight, bias)
+
+
+def _multiply(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return onednn_linear(inputs, weight, bias, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    """The same kernel with its gradients, which are products too."""
+
+    @staticmethod
+    def forward(ctx, inputs, weight, bias):
+        ctx.save_for_backward(inputs, weight)
+        return _multiply(inputs, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        inputs, weight = ctx.saved_tensors
+        needs_inputs, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = gradient.reshape(-1, gradient.shape[-1])  # (num_rows, out_features)
+        of_inputs = _multiply(gradient, weight.T.contiguous()) if needs_inputs else None
+        of_weight = None
+        if needs_weight:
+            of_weight = _multiply(rows.T.contiguous(), inputs.reshape(-1, inputs.shape[-1]).T.contiguous())
+        return of_inputs, of_weight, rows.sum(0) if needs_bias else None
 
 
 class Pix2SeqLinear(nn.Linear):
@@ -45,11 +73,11 @@ def is_plain(tensor: torch.Tensor) -> bool:
 
 
 def is_plainly_computed() -> bool:
-    """Whether an operation is just done: not recorded for a gradient, traced, compiled, or cast on its way."""
+    """Whether an operation is just done: not traced, compiled, transformed, or cast on its way."""
     return not (
         onednn_linear is None
-        or torch.is_grad_enabled()
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch.is_autocast_enabled("cpu")
+        or torch._C._are_functorch_transforms_active()
     )

@@ -168,7 +168,8 @@ class Pix2SeqAttention(nn.Module):
 
     def _is_on_processor(self, query: torch.Tensor) -> bool:
         """Whether attention may be computed as suits a processor best: nobody chose a way, and nothing is recorded."""
-        return query.device.type == "cpu" and self.config._attn_implementation == "sdpa" and is_plainly_computed()
+        is_free = self.config._attn_implementation == "sdpa" and not torch.is_grad_enabled()
+        return query.device.type == "cpu" and is_free and is_plainly_computed()
 
 
 class Pix2SeqMLP(nn.Module):
