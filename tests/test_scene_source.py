@@ -12,6 +12,7 @@ from pix2seq_hf.data.scene_source import SceneDataset, parse_name
 from pix2seq_hf.data.scenes import SceneOptions
 from pix2seq_hf.data.sources import find_layout, list_splits, open_split, open_stream
 from pix2seq_hf.training.arguments import load_recipe
+from pix2seq_hf.training.caption_tokenizer import train_caption_tokenizer
 from pix2seq_hf.training.loop import train
 
 DATA = "scenes:size=64x80,objects=1-4,seed=2"
@@ -103,6 +104,17 @@ def test_the_first_scenes_again_and_again():
     stream = open_stream(DATA, "train", tasks=ALL, max_images=3)
     keys = [key for key, _ in samples(SceneDataset(stream, whole, 0, 2), 5)]
     assert [tuple(key) for key in keys] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+
+
+def test_a_tokenizer_of_a_stream_knows_all_words():
+    few = open_stream("scenes:size=64,objects=1,diameters=30-50", "train", tasks=ALL)
+    tokenizer = train_caption_tokenizer(few.some_captions(), 256)
+    for caption in (
+        "Many purple umbrellas and six people.",
+        "A picture of a crowd of fish above a gray boat.",
+    ):
+        assert tokenizer.decode(tokenizer.encode(caption)) == caption
+        assert len(tokenizer.encode(caption)) < 28
 
 
 def test_other_skeletons_are_refused():

@@ -155,6 +155,19 @@ def write_captions(rng: np.random.Generator, objects: Sequence[Mapping[str, Any]
     return texts
 
 
+def all_words() -> list[str]:
+    """Sentences with every word that captions are made of, for tokenizers: rare ones are in few scenes."""
+    sentences = []
+    for name in SCENE_CLASSES.values():
+        phrases = [Phrase(name, is_crowd=True), *(Phrase(name, number) for number in range(2, MANY + 1))]
+        phrases += [Phrase(name, number, color) for color in COLORS for number in (None, 2)]
+        sentences += [f"{start}{_say(phrase)}." for phrase in phrases for start in ("There are ", "A picture of ")]
+        said = _say(phrases[-2])
+        sentences += [f"{said[0].upper()}{said[1:]} {relation} {said}." for relation in RELATIONS]
+        sentences += [f"{word.capitalize()} {PLURALS[name]} and {said}." for word in (*NUMBERS, "many")]
+    return sentences
+
+
 def _choose_pair(objects: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The first two objects that look different and of which one lies clearly on one side of the other."""
     for place, second in enumerate(objects):

@@ -22,6 +22,7 @@ from pix2seq_hf.data.hub import StreamSplit
 from pix2seq_hf.data.mending import choose_images
 from pix2seq_hf.data.problems import Problems
 from pix2seq_hf.data.rows import FEATURES, TASK_FEATURES, Split, load_record
+from pix2seq_hf.data.scene_captions import all_words
 from pix2seq_hf.data.scene_folder import QUALITY, file_name, join_scenes, parse_options
 from pix2seq_hf.data.scene_things import SCENE_CLASSES
 from pix2seq_hf.data.scenes import Scene, SceneOptions, draw_scene
@@ -129,9 +130,9 @@ class SceneStream(StreamSplit):
         return _to_row(draw_scene(self.seed, self.split, index, options), index + 1, self.columns, "BMP")
 
     def some_captions(self) -> list[str]:
-        """Captions of the first scenes: all words there are."""
+        """Captions of the first scenes, and all words there are."""
         scenes = (draw_scene(self.seed, self.split, index, self.options) for index in range(NUM_CAPTIONED))
-        return [caption for scene in scenes for caption in scene.captions]
+        return [*all_words(), *(caption for scene in scenes for caption in scene.captions)]
 
 
 def stream_scenes(
