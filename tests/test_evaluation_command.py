@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 
 import pytest
 import torch
@@ -111,6 +112,12 @@ def test_wrong_options(scenes, model_folder, tmp_path, capsys):
     ):
         with pytest.raises(ValueError, match=message):
             evaluate("--model", model_folder, "--data", scenes, *options)
+    with pytest.raises(ValueError, match=r"--min-score 5\.0: a score lies between 0 and 1"):
+        evaluate("--model", model_folder, "--data", scenes, "--min-score", 5)
+    with pytest.raises(ValueError, match=r"--interval 0\.0: must be above 0"):
+        evaluate("--watch", model_folder, "--data", scenes, "--interval", 0)
+    with pytest.raises(ValueError, match="--per-class: is for --model and --results"):
+        evaluate("--oracle", "--data", scenes, "--per-class")
     with pytest.raises(ValueError, match="--spice: is for captions: --tasks captioning, or all"):
         evaluate("--model", model_folder, "--data", scenes, "--spice")
     with pytest.raises(ValueError, match="--spice: is for --model and --results"):
@@ -123,3 +130,16 @@ def test_wrong_options(scenes, model_folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         evaluate("--model", model_folder, "--data", scenes, "--image-ids", "4,b")
     assert "'4,b' is not a list of numbers" in capsys.readouterr().err
+
+
+def test_tasks_are_split_at_commas_whatever_blanks_there_are():
+    assert command.split_tasks(None) == ["object_detection"]
+    assert command.split_tasks("captioning, object_detection,captioning") == ["captioning", "object_detection"]
+
+
+def test_an_engine_that_is_not_there_is_found_out_before_the_work(model_folder, scenes, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    options = ["--model", model_folder, "--data", scenes, "--engine", "faster-coco-eval"]
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"pip install 'pix2seq_hf\[fast\]'"):
+        patch.setattr(command, "run_model", None)
+        evaluate(*options)

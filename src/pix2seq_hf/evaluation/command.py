@@ -149,6 +149,9 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate as the options say, print tables and return the exit code: 1 if a picture could not be used, else 0."""
     check_options(args)
     check_outputs(args)
+    from pix2seq_hf.evaluation.coco_numbers import load_engine
+
+    load_engine(args.engine)  # says now what is not installed
     if args.spice:
         from pix2seq_hf.evaluation.coco_captions import load_spice_models, missing_tools
 
@@ -177,6 +180,10 @@ def check_options(args: argparse.Namespace) -> None:
     for bins in args.oracle_bins:
         if bins < 2:
             raise ValueError(f"--oracle-bins {bins}: must be at least 2")
+    if not 0 <= args.min_score <= 1:
+        raise ValueError(f"--min-score {args.min_score}: a score lies between 0 and 1")
+    if not args.interval > 0:
+        raise ValueError(f"--interval {args.interval}: must be above 0")
     for option, is_wrong in (("top_p", lambda p: not 0 < p <= 1), ("temperature", lambda t: not 0 < t < float("inf"))):
         value = getattr(args, option)
         if value is not None and is_wrong(value):
@@ -191,14 +198,19 @@ def check_options(args: argparse.Namespace) -> None:
         for option in ("output", *(() if args.watch else ("boxes", "max_objects", "num_samples"))):
             if getattr(args, option) is not None:
                 raise ValueError(f"--{option.replace('_', '-')}: is for --model")
-    for option in ("report", "spice"):
+    for option in ("report", "per_class", "spice"):
         if getattr(args, option) and (args.oracle or args.watch):
-            raise ValueError(f"--{option}: is for --model and --results")
-    if args.spice and args.model is not None and args.tasks != "all" and "captioning" not in (args.tasks or ""):
+            raise ValueError(f"--{option.replace('_', '-')}: is for --model and --results")
+    if args.spice and args.model is not None and args.tasks != "all" and "captioning" not in split_tasks(args.tasks):
         raise ValueError("--spice: is for captions: --tasks captioning, or all")
-    for task in () if args.tasks in (None, "all") else args.tasks.split(","):
+    for task in () if args.tasks == "all" else split_tasks(args.tasks):
         if task not in ALL_TASKS:
             raise ValueError(f"--tasks: unknown task {task!r}: known are {', '.join(ALL_TASKS)}, and all")
+
+
+def split_tasks(text: str | None, default: Sequence[str] = ("object_detection",)) -> list[str]:
+    """The tasks that are named, each once."""
+    return list(default) if text is None else list(dict.fromkeys(name.strip() for name in text.split(",")))
 
 
 def check_outputs(args: argparse.Namespace) -> None:
@@ -305,7 +317,7 @@ def choose_tasks(args: argparse.Namespace, config: Any, name: str) -> list[str]:
     """The tasks to be measured; raises ValueError for one that the model was not trained for."""
     if args.tasks == "all":
         return [task for task in ALL_TASKS if task in config.tasks]
-    tasks = (args.tasks or "object_detection").split(",")
+    tasks = split_tasks(args.tasks)
     for task in tasks:
         if task not in config.tasks:
             raise ValueError(f"--tasks: {name} was not trained for {task}: its tasks are {', '.join(config.tasks)}")
@@ -384,7 +396,7 @@ def run_results(args: argparse.Namespace) -> int:
     files = [path / f"{task}.json" for task in ALL_TASKS if (path / f"{task}.json").is_file()]
     if path.is_dir() and not files:
         raise ValueError(f"{path}: has none of the files {', '.join(f'{task}.json' for task in ALL_TASKS)}")
-    wanted = None if args.tasks in (None, "all") else args.tasks.split(",")
+    wanted = None if args.tasks in (None, "all") else split_tasks(args.tasks)
     for file in files if path.is_dir() else [path]:
         task, results = read_results(file)
         task = task or (file.stem if file.stem in ALL_TASKS else (wanted or ["object_detection"])[0])
@@ -428,7 +440,7 @@ def run_oracle(args: argparse.Namespace) -> int:
     from pix2seq_hf.evaluation.measure import score
     from pix2seq_hf.evaluation.oracle import ORACLE_TASKS, answer_by_tokens, build_oracle
 
-    tasks = ORACLE_TASKS if args.tasks == "all" else (args.tasks or "object_detection").split(",")
+    tasks = ORACLE_TASKS if args.tasks == "all" else split_tasks(args.tasks)
     if "captioning" in tasks:
         raise ValueError("--tasks captioning: words are tokens as they are; --oracle has nothing to measure")
     problems = Problems(lost="kept")
@@ -490,7 +502,9 @@ def run_watch(args: argparse.Namespace) -> int:
             split = split or open_data(args, problems, tasks, model.config.num_keypoints, model.config.id2label)
             question = build_question(args, tasks, split, model.config)
             show = not args.quiet
-            measured = measure(model, processor, split, question, batch_size=args.batch_size, show_progress=show)
+            measured = measure(
+                model, processor, split, question, batch_size=args.batch_size, show_progress=show, engine=args.engine
+            )
             print(f"step {step}: " + "  ".join(headline(task, each) for task, each in measured.numbers.items()))
             sys.stdout.flush()
             for task, numbers in measured.numbers.items():
