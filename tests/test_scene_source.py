@@ -1,5 +1,8 @@
 """Drawn scenes as a data set without files: a split of some, or a stream without end that processes share."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +18,7 @@ from pix2seq_hf.training.arguments import load_recipe
 from pix2seq_hf.training.caption_tokenizer import train_caption_tokenizer
 from pix2seq_hf.training.loop import train
 
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
 DATA = "scenes:size=64x80,objects=1-4,seed=2"
 ALL = list(TASK_FEATURES)
 
@@ -139,10 +143,17 @@ training: {batch_size: 2, steps: 4, checkpoint_steps: 2}
 """
 
 
-def test_training_on_scenes_goes_on_where_it_was(tmp_path, monkeypatch):
-    (tmp_path / "mine.yaml").write_text(RECIPE)
-    recipe = load_recipe(tmp_path / "mine.yaml")
-    straight = train(recipe, DATA, tmp_path / "straight", show_progress=False)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run: its recipe and its model."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "mine.yaml").write_text(RECIPE)
+    recipe = load_recipe(folder / "mine.yaml")
+    return recipe, train(recipe, DATA, folder / "straight", show_progress=False)
+
+
+def test_training_on_scenes_goes_on_where_it_was(run, tmp_path, monkeypatch):
+    recipe, straight = run
     steps, read = [], SceneDataset._sample
 
     def interrupt(self, number):
@@ -157,3 +168,15 @@ def test_training_on_scenes_goes_on_where_it_was(tmp_path, monkeypatch):
     broken = train(recipe, DATA, tmp_path / "broken", resume=True, show_progress=False)
     weights = [(folder / "model.safetensors").read_bytes() for folder in (straight, broken)]
     assert weights[0] == weights[1]
+
+
+def test_the_benchmark_counts_facts_of_what_the_model_says(run, capsys):
+    spec = importlib.util.spec_from_file_location("box_model", PROJECT_ROOT / "benchmarks/box_model.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    assert benchmark.main(["--speed", "--count", "3", "--data", DATA]) == 0
+    assert "scenes a second" in capsys.readouterr().out
+    assert benchmark.main(["--model", str(run[1]), "--count", "2", "--data", DATA]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("average precision") for line in lines)
+    assert lines[-1].startswith("facts, all") and " right" in lines[-1]

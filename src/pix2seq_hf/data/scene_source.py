@@ -29,7 +29,7 @@ from pix2seq_hf.data.scenes import Scene, SceneOptions, draw_scene
 from pix2seq_hf.data.stream import StreamDataset
 
 NAME = "scenes"
-NUM_CAPTIONED = 400  # scenes whose captions a tokenizer is made from
+NUM_CAPTIONED = 100  # scenes whose captions a tokenizer is made from
 
 
 def is_scenes(data: str | Path) -> bool:
