@@ -4,14 +4,28 @@ The reference keeps the layer-normed inputs of self-attention, not keys and valu
 before it and the whole picture to keys and values again, in every layer; a picture is repeated for each of its
 sequences; and the logits of every step are kept, because class scores are read from them at the end."""
 
+import copy
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from pix2seq_hf.linear_pix2seq import Pix2SeqLinear
+
+
+def in_plain_torch(module: nn.Module) -> nn.Module:
+    """A copy of a module with torch's own linear layers; the weights are shared."""
+    memo = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
+    module = copy.deepcopy(module, memo)
+    for part in module.modules():
+        if type(part) is Pix2SeqLinear:
+            part.__class__ = nn.Linear
+    return module
+
 
 class ReferenceDecoder:
-    r"""Decodes step by step the way the reference does, by calling the layers of a model without their caches.
+    r"""Decodes step by step the way the reference does, by calling the layers of a model without their caches,
+    computed as plain PyTorch does.
 
     Args:
         model ([`Pix2SeqForConditionalGeneration`]): Lends its decoder and its output layer.
@@ -23,7 +37,7 @@ class ReferenceDecoder:
 
     def __init__(self, model: nn.Module, encoded: torch.Tensor, num_rows: int, max_length: int):
         assert num_rows % encoded.shape[0] == 0
-        self.decoder, self.output_layer = model.model.decoder, model.lm_head
+        self.decoder, self.output_layer = in_plain_torch(model.model.decoder), in_plain_torch(model.lm_head)
         self.encoded = encoded.repeat_interleave(num_rows // encoded.shape[0], dim=0)
         size, vocab_size = self.output_layer.in_features, self.output_layer.out_features
         self.caches = encoded.new_zeros(max_length - 1, len(self.decoder.layers), num_rows, size)

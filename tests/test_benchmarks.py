@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from pix2seq_hf.data.scenes import write_scenes
+from pix2seq_hf.data.shapes import write_shapes
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 TINY = {
@@ -41,7 +41,10 @@ def decode():
 @pytest.fixture
 def tiny_cases(decode, monkeypatch):
     """The table of cases with two pictures of a tiny model, and a machine that is measured in no time."""
-    cases = {"tiny": decode.Case("two pictures", 2, TINY), "other": decode.Case("one picture", 1, TINY)}
+    cases = {
+        "tiny": decode.Case("two pictures", 2, 12, overrides=TINY),
+        "other": decode.Case("one object", 1, 12, "instance_segmentation", objects=2, samples=2, overrides=TINY),
+    }
     monkeypatch.setattr(decode, "CASES", cases)
     quick = decode.measure_machine
     monkeypatch.setattr(decode, "measure_machine", lambda: quick(num_megabytes=1, matrix_size=16, num_runs=1))
@@ -51,7 +54,7 @@ def tiny_cases(decode, monkeypatch):
 @pytest.fixture
 def tiny_model(decode):
     torch.manual_seed(0)
-    return decode.build_model(decode.Case("", 1, TINY))
+    return decode.build_model(decode.Case("", 1, 12, overrides=TINY))
 
 
 def encode(model, batch):
@@ -99,7 +102,7 @@ class TestReferenceDecoder:
 
 class TestCheck:
     def test_equal_ways_pass(self, decode, tiny_model):
-        assert 0 <= decode.check_equal(tiny_model, encode(tiny_model, 2), 8) <= 1e-4
+        assert 0 <= decode.check_equal(tiny_model, encode(tiny_model, 2), 8, torch.full((2, 1), 10)) <= 1e-4
 
     @pytest.mark.parametrize(
         "spoil, message",
@@ -118,7 +121,7 @@ class TestCheck:
 
         monkeypatch.setattr(decode.ReferenceDecoder, "step", wrong_last_step)
         with pytest.raises(ValueError, match=message):
-            decode.check_equal(tiny_model, encode(tiny_model, 2), 8)
+            decode.check_equal(tiny_model, encode(tiny_model, 2), 8, torch.full((2, 1), 10))
 
     @pytest.mark.parametrize("name, message", [("class_labels", "class labels"), ("class_scores", "class scores")])
     def test_different_class_scores_are_refused(self, decode, tiny_model, monkeypatch, name, message):
@@ -131,7 +134,7 @@ class TestCheck:
 
         monkeypatch.setattr(tiny_model, "generate", generate_wrongly)
         with pytest.raises(ValueError, match=f"{message} differ"):
-            decode.check_equal(tiny_model, encode(tiny_model, 2), 8)
+            decode.check_equal(tiny_model, encode(tiny_model, 2), 8, torch.full((2, 1), 10))
 
 
 class TestWork:
@@ -166,8 +169,14 @@ def test_positions_are_spread_over_the_sequence(decode):
 
 
 def test_table_has_the_cases_that_the_readme_quotes(decode):
-    sizes = {(case.preset, case.batch, case.overrides["vocab_size"]) for case in decode.CASES.values()}
-    assert sizes == {("vit-b", batch, size) for batch in (1, 8) for size in (3000, 35000)}
+    sizes = {name: (case.pictures, case.rows, case.overrides["vocab_size"]) for name, case in decode.CASES.items()}
+    assert sizes == {
+        "detection-1": (1, 1, 35000),
+        "detection-8": (8, 8, 35000),
+        "masks": (1, 80, 35000),
+        "keypoints": (20, 20, 35000),
+    }
+    assert decode.GOALS.keys() == decode.CASES.keys()
     assert all(decode.build_parser().parse_args(["--case", name]).case == [name] for name in decode.CASES)
 
 
@@ -180,17 +189,22 @@ def test_all_cases_are_measured_and_written(decode, tiny_cases, tmp_path, capsys
     written = json.loads(path.read_text())
     assert [case["case"] for case in written["cases"]] == ["tiny", "other"]
     tiny = written["cases"][0]
-    assert (tiny["batch"], tiny["num_tokens"]) == (2, 12)
-    for name in ("encoder_seconds", "our_seconds", "reference_seconds"):
-        assert len(tiny[name]) == 2 and min(tiny[name]) > 0
-    assert tiny["median_ratio"] > 0 and 0 < tiny["limit_seconds"] and tiny["logits_difference"] <= 1e-4
+    assert (tiny["pictures"], tiny["rows"], tiny["num_tokens"]) == (2, 2, 12)
+    assert [written["cases"][1][name] for name in ("pictures", "rows")] == [1, 4]
+    for seconds in (*tiny["encoder_seconds"].values(), *tiny["our_seconds"].values(), tiny["reference_seconds"]):
+        assert len(seconds) == 2 and min(seconds) > 0
+    assert (
+        tiny["median_ratios"].keys() == {"float32", "bfloat16", "stock"}
+        and 0 < tiny["limit_seconds"]
+        and tiny["logits_difference"] <= 1e-4
+    )
     assert written["machine"]["bytes_per_second"] > 0 and written["machine"]["threads"] == torch.get_num_threads()
 
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     names = [line.split("|")[1].strip() for line in lines]
-    assert names[:1] + names[2:6] == ["case", "tiny", "tiny", "other", "other"]  # speed: two lines per case
-    assert names[6:7] + names[8:] == ["case", "tiny", "other"]  # limits
-    assert len({len(line) for line in lines[:6]}) == 1  # a table in plain text too
+    assert names[:1] + names[2:10] == ["case"] + ["tiny"] * 4 + ["other"] * 4  # speed: four lines per case
+    assert names[10:11] + names[12:] == ["case", "tiny", "other"]  # limits
+    assert len({len(line) for line in lines[:10]}) == 1  # a table in plain text too
     assert torch.equal(torch.random.get_rng_state(), random_state)
 
 
@@ -201,23 +215,50 @@ def test_one_case(decode, tiny_cases, capsys):
 
 
 def test_result_is_computed_per_step_token_and_picture(decode):
-    result = decode.Measurement("tiny", 8, 500, 0.0, decode.StepWork(8, 8, 8.0, 8.0))
-    result.encoder_seconds, result.our_seconds, result.reference_seconds = [8.0, 16.0], [0.016, 0.04], [0.16, 0.16]
-    assert result.ratios == [10.0, 4.0]
-    assert result.picture_seconds(result.our_seconds) == [2.0, 4.5]
+    result = decode.Measurement("tiny", 8, 8, 500, 0.0, decode.StepWork(8, 8, 8.0, 8.0))
+    result.encoder_seconds, result.reference_seconds = {"ours": [8.0, 16.0]}, [0.16, 0.16]
+    result.our_seconds = {"float32": [0.016, 0.04]}
+    assert result.ratios() == [10.0, 4.0]
+    assert result.picture_seconds(result.our_seconds["float32"]) == [2.0, 4.5]
     ours = decode.speed_table([result]).splitlines()[2].split("|")
     assert [cell.strip() for cell in ours[3:7]] == [
         "28.0 (16.0 to 40.0)",
-        "3.5",
+        "3.50",
         "3,250 (2,000 to 4,500)",
         "7.0 (4.0 to 10.0)",
     ]
 
 
+def test_goals_stand_beside_their_figures(decode, capsys):
+    work = decode.StepWork(60, 30, 10.0, 1000.0)
+    result = decode.Measurement("detection-1", 1, 1, 500, 0.0, work)
+    result.encoder_seconds, result.reference_seconds = {"ours": [1.0], "plain": [1.5]}, [11.0]
+    result.our_seconds = {"float32": [1.0], "bfloat16": [0.6], "stock": [1.4]}
+    goals = decode.list_goals([result], decode.MachineSpeed(80.0, 1e9))
+    assert [(goal.goal, round(goal.figure, 2), goal.is_met) for goal in goals] == [
+        (10, 11.0, True),
+        (20, 18.33, False),
+        (1.5, 0.8, True),
+        (1.0, 1.5, True),
+        (1.3, 1.4, False),
+    ]
+    table = decode.goal_table(goals).splitlines()
+    assert [line.split("|")[-2].strip() for line in table[2:]] == ["met", "MISSED", "met", "met", "MISSED"]
+
+
+def test_a_missed_goal_is_an_exit_code(decode, tiny_cases, monkeypatch, capsys):
+    arguments = ["--case", "tiny", "--tokens", "2", "--repetitions", "1", "--goals"]
+    monkeypatch.setattr(decode, "GOALS", {"tiny": (0, 0)})
+    assert decode.main(arguments) == 0
+    monkeypatch.setattr(decode, "GOALS", {"tiny": (0, 1e9)})
+    assert decode.main(arguments) == 1
+    assert "MISSED" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--tokens", "512"], "--tokens 512: the models have positions for 511"),
+        (["--tokens", "507"], "--tokens 507: the models have positions for 506"),
         (["--tokens", "0"], "must be at least 1, got 0"),
         (["--case", "unknown"], "detection-1"),
         (["--json", "missing-folder/speed.json"], "missing-folder/speed.json: No such file"),
@@ -250,7 +291,7 @@ def data():
 
 
 def test_rates_of_the_input_pipeline(data, tmp_path, capsys):
-    write_scenes(tmp_path, "train", 5, seed=0, image_size=(48, 64))
+    write_shapes(tmp_path, "train", 5, seed=0, image_size=(48, 64))
     options = ["--split", "train", "--image-size", "32", "--batch-size", "2", "--pictures", "8", "--rounds", "1"]
     data.main([str(tmp_path), *options, "--workers", "0", "2", "--step-ms", "1"])
     lines = capsys.readouterr().out.splitlines()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from .linear_pix2seq import Pix2SeqLinear
+from .linear_pix2seq import Pix2SeqLinear, linear
 
 # Positions whose logits exist at once: 36 MB in float32 with 35,000 words.
 ROWS_AT_ONCE = 256
@@ -177,7 +177,7 @@ def _cast(parameter: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | 
 
 def _project(inputs: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
     """Logits in float32."""
-    return (inputs if weight is None else nn.functional.linear(inputs, weight, bias)).float()
+    return (inputs if weight is None else linear(inputs, weight, bias)).float()
 
 
 def _add_product(total: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> None:
