@@ -338,6 +338,14 @@ class TestResults:
                 evaluate(*options, "--tasks", "instance_segmentation", "--boxes", tmp_path / "boxes.json")
 
 
+def test_boxes_that_are_no_choice(data, model_folder):
+    base = ["--model", model_folder, "--data", data, "--split", "val", "--device", "cpu"]
+    with pytest.raises(OSError, match="detectd: no such file; --boxes takes detected, annotated, or a file of results"):
+        evaluate(*base, "--boxes", "detectd", "--tasks", "instance_segmentation")
+    with pytest.raises(ValueError, match="--boxes annotated: is for instance_segmentation and keypoint_detection; add"):
+        evaluate(*base, "--boxes", "annotated")
+
+
 def test_options_reach_the_model(data, model_folder, tmp_path):
     base = ["--model", model_folder, "--data", data, "--split", "val", "--device", "cpu", "--max-images", 2]
     evaluate(*base, "--max-objects", 1, "--output", tmp_path / "one", "--top-p", 0.9, "--temperature", 0.5)

@@ -352,13 +352,19 @@ def open_data(
 
 def build_question(args: argparse.Namespace, tasks: Sequence[str], split: Any, config: Any) -> Any:
     """What the options ask of a model."""
-    from pix2seq_hf.evaluation.predictions import Question, annotated_boxes
+    from pix2seq_hf.evaluation.predictions import TASKS_ABOUT_BOXES, Question, annotated_boxes
     from pix2seq_hf.evaluation.results_files import read_boxes
 
+    if args.boxes is not None and not set(tasks) & set(TASKS_ABOUT_BOXES):
+        raise ValueError(f"--boxes {args.boxes}: is for {' and '.join(TASKS_ABOUT_BOXES)}; add them to --tasks")
     boxes = None
     if args.boxes == "annotated":
         boxes = annotated_boxes(split.annotations)
     elif args.boxes not in (None, "detected"):
+        if not os.path.isfile(args.boxes):
+            raise FileNotFoundError(
+                f"{args.boxes}: no such file; --boxes takes detected, annotated, or a file of results"
+            )
         boxes = read_boxes(args.boxes, config.id2label)
         known = set(split.dataset["image_id"])
         if boxes and not any(item["image_id"] in known for item in boxes):
@@ -406,7 +412,7 @@ def run_results(args: argparse.Namespace) -> int:
             raise ValueError(f"--tasks: {args.results} has no results of {task}, only of {', '.join(found)}")
     found = {task: items for task, items in found.items() if wanted is None or task in wanted}
     problems = Problems(lost="kept")  # the pictures themselves are not needed
-    split = open_data(args, problems, list(found), _count_keypoints(found))
+    split = open_data(args, problems, list(found), _count_keypoints(args, found.get("keypoint_detection")))
     if args.max_images is not None or args.image_ids is not None:
         known = set(split.dataset["image_id"])
         found = {task: [item for item in items if item["image_id"] in known] for task, items in found.items()}
@@ -425,10 +431,16 @@ def run_results(args: argparse.Namespace) -> int:
     return int(bool(left_out))
 
 
-def _count_keypoints(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
-    for item in found.get("keypoint_detection", ()):
-        return len(item["keypoints"]) // 3
-    return 17
+def _count_keypoints(args: argparse.Namespace, results: Sequence[Mapping[str, Any]] | None) -> int:
+    """How many keypoints an object has: those of a result, without one those that are annotated, else COCO's."""
+    from pix2seq_hf.data.coco import find_annotations, read_instances
+    from pix2seq_hf.data.sources import find_layout
+    from pix2seq_hf.evaluation.coco_numbers import NUM_KEYPOINTS
+
+    items = results or ()
+    if results is not None and not results and find_layout(args.data) == "coco":
+        items = read_instances(find_annotations(args.data, args.split, "person_keypoints"))["annotations"]
+    return next((len(item["keypoints"]) // 3 for item in items if item.get("keypoints")), NUM_KEYPOINTS)
 
 
 # --- No model at all --------------------------------------------------------------------------------------------------
