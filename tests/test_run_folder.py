@@ -356,6 +356,24 @@ def test_who_says_what(is_quiet, is_first, level):
         logger.setLevel(before)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_of_all_processes_is_said_once(tmp_path, monkeypatch, capsys, rank):
+    """The others leave the launcher time to end them, and say it only if it does not: then it is an error of theirs."""
+    waited = []
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setattr(command.time, "sleep", waited.append)
+    level = logging.getLogger("pix2seq_hf").level
+    try:
+        assert (
+            cli.main(["train", "--recipe", "laptop", "--data", "no/such/folder", "--output", str(tmp_path / "run")])
+            == 2
+        )
+    finally:
+        logging.getLogger("pix2seq_hf").setLevel(level)
+        datasets.enable_progress_bars()
+    assert waited == [5] * rank and "no/such/folder: no such folder" in capsys.readouterr().err
+
+
 def test_quiet_hides_bars_but_no_warnings(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     draw(tmp_path / "coco")

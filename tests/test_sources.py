@@ -171,6 +171,14 @@ def test_a_split_that_is_not_there(tmp_path, layout):
         raise ValueError("something else")
 
 
+def test_what_cannot_be_reached_is_not_asked_again(monkeypatch):
+    monkeypatch.setattr(sources, "list_splits", lambda data: ["train"])
+    with pytest.raises(OSError, match=r"^no network$"), explain_split("owner/name", "val", "--split NAME"):
+        raise OSError("no network")
+    with pytest.raises(OSError, match="has no split 'val', but train"), explain_split("owner/name", "val", "--split"):
+        raise ValueError('Unknown split "val"')
+
+
 def test_real_folders():
     folder = PROJECT_ROOT.parent / "shared/data"
     if not folder.is_dir():

@@ -116,8 +116,9 @@ def explain_split(data: str | Path, split: str, option: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        try:
-            there = list_splits(data)
+        try:  # what could not be reached is not asked again: that takes half a minute
+            is_reached = not isinstance(error, OSError) or find_layout(data) != "hub"
+            there = list_splits(data) if is_reached else []
         except (OSError, ValueError):
             raise error from None
         if not there or split in there:

@@ -19,8 +19,11 @@ Watch the run with `tensorboard --logdir OUTPUT`.
 import argparse
 import logging
 import os
+import time
 
 logger = logging.getLogger(__name__)
+
+SECONDS_FOR_LAUNCHER = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +76,12 @@ def run(args: argparse.Namespace) -> int:
     if args.quiet or not is_first:
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
-    final = train(recipe, args.data, args.output, resume=args.resume, show_progress=not args.quiet)
+    try:
+        final = train(recipe, args.data, args.output, resume=args.resume, show_progress=not args.quiet)
+    except (ValueError, OSError):
+        if not is_first:  # nearly always the first process says the same, and the launcher then ends this one
+            time.sleep(SECONDS_FOR_LAUNCHER)
+        raise
     if is_first and not args.quiet:
         print(f"trained: {final}")
     return 0
