@@ -127,6 +127,18 @@ def test_the_text_tells_results_training_and_classes_but_no_paths(model, tmp_pat
     assert "small" not in text and "malformed" not in text and "were used in training" not in text
 
 
+def test_pictures_that_could_not_be_used_are_said(model, tmp_path):
+    for changes, line in (
+        ({"num_failed": 2, "left_out": ["a.xml: broken"]}, "**3 pictures were missing or broken: the numbers are not"),
+        ({"num_failed": 1}, "**1 picture was missing or broken"),
+        ({"num_failed": 0, "left_out": []}, None),
+    ):
+        numbers = write(tmp_path / "n.json", {**EVALUATION, **changes})
+        assert cli.main(["card", "--model", str(model), "--json", numbers, "--force"]) == 0
+        text = (model / "README.md").read_text()
+        assert line in text if line else "missing or broken" not in text
+
+
 def test_results_on_the_pictures_of_the_training_are_called_that(model, tmp_path):
     recipe = {"data": {"split": "val2017"}}
     write(model.parent / "run.json", {"data": {"path": "/elsewhere/coco_mini"}, "recipe": recipe})

@@ -220,6 +220,10 @@ def describe_results(evaluations: Sequence[Mapping[str, Any]], training: Mapping
                 for metric, value in values.items()
             ]
             parts.append("\n".join([f"**{title}**", "", "| metric | value |", "| --- | ---: |", *rows]))
+        num_unused = (evaluation.get("num_failed") or 0) + len(evaluation.get("left_out") or ())
+        if num_unused:
+            verb = "picture was" if num_unused == 1 else "pictures were"
+            parts.append(f"**{num_unused} {verb} missing or broken: the numbers are not quite the model's.**")
         if was_trained_on(evaluation, training):
             parts.append("**These pictures were used in training: the numbers say nothing about other pictures.**")
     if not parts:
