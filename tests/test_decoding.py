@@ -1,0 +1,60 @@
+"""The fast loop writes what the library's loop writes: on a thousand random sequences of all tasks."""
+
+import random
+
+import torch
+from transformers import StoppingCriteria
+
+from pix2seq_hf import TASKS
+from tiny_multitask import multitask_model
+
+NUM_SEQUENCES = 1000
+PER_CALL = 24
+
+
+class NeverStop(StoppingCriteria):
+    """Unknown to the fast loop, so that the library's has to run."""
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return torch.zeros_like(input_ids[:, 0], dtype=torch.bool)
+
+
+def random_question(rng, task, config):
+    """Arguments of `generate` for some pictures, `PER_CALL` sequences or a few less."""
+    num_pictures = rng.randint(1, 6)
+    options = {"pixel_values": torch.rand(num_pictures, 3, *config.image_size), "task": task}
+    if TASKS[task].needs_boxes:
+        num_objects = PER_CALL // num_pictures
+        corners = torch.randint(1000, 3000, (num_pictures, num_objects, 4))
+        labels = torch.tensor([101, 118, 190])[torch.randint(3, (num_pictures, num_objects, 1))]
+        prompt = torch.full_like(labels, TASKS[task].prompt_id)
+        options["decoder_input_ids"] = torch.cat([prompt, corners, labels], -1)
+    if task == "object_detection":
+        options["max_objects"] = rng.randint(1, 5)
+        options["classes"] = rng.choice([None, ["dog"], [1, 90]])
+        options["stop_when_noise"] = rng.random() < 0.5
+    if task == "instance_segmentation":
+        options["max_points"] = rng.randint(3, 8)
+    return options
+
+
+def test_a_thousand_sequences():
+    rng = random.Random(0)
+    torch.manual_seed(0)
+    models = [multitask_model(seed, decoder_num_hidden_layers=1 + seed % 3) for seed in range(6)]
+    num_sequences, seen = 0, set()
+    while num_sequences < NUM_SEQUENCES:
+        model, task = rng.choice(models), rng.choice(list(TASKS))
+        options = random_question(rng, task, model.config)
+        options |= {"do_sample": False, "num_return_sequences": 1, "return_dict_in_generate": True}
+        fast = model.generate(**options)
+        stock = model.generate(**options, stopping_criteria=[NeverStop()])
+        assert torch.equal(fast.sequences, stock.sequences), options
+        for name in ("class_labels", "is_invisible"):
+            assert fast.get(name) is None or torch.equal(fast[name], stock[name])
+        for name in ("class_scores", "token_scores"):
+            if fast.get(name) is not None:
+                torch.testing.assert_close(fast[name], stock[name], rtol=0, atol=1e-5)
+        num_sequences += len(fast.sequences)
+        seen |= {(task, *row) for row in fast.sequences.tolist()}
+    assert len(seen) > NUM_SEQUENCES / 2  # not always the same
