@@ -69,8 +69,10 @@ def draw_pieces(
     layers += [(ImageDraw.Draw(body_mask), True)] if has_extras else []
     edge = max(1, round(scale * min(3.0, 0.6 + extent / 100)))  # its outer half is not painted
     kind = PAINTS[rng.integers(len(PAINTS))]
+    numbers, start = ((points - (left, top)) * scale - 0.5).ravel().tolist(), 0
     for piece in pieces:
-        corners = ((piece.points_xy - (left, top)) * scale - 0.5).ravel().tolist()
+        corners = numbers[start : start + 2 * len(piece.points_xy)]
+        start += len(corners)
         if piece.color is not None:
             pen.polygon(corners, fill=piece.color)
             if piece.is_textured and kind != "plain" and extent > 24:

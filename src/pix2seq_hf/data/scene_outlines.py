@@ -15,7 +15,7 @@ FEW = 20  # points
 MIN_PART = 0.02  # of the mask: smaller parts are left out, unless it is the largest
 
 
-def outline(mask: np.ndarray, top: int, left: int, max_points: int = 64) -> list[list[float]]:
+def outline(mask: np.ndarray, top: int, left: int, max_points: int = 56) -> list[list[float]]:
     r"""Write a mask as polygons.
 
     Args:
@@ -30,16 +30,15 @@ def outline(mask: np.ndarray, top: int, left: int, max_points: int = 64) -> list
         step, parts = 1, mask_to_parts(mask)
     parts = [part.reshape(-1, 2) * step + (left, top) for part in parts]
     sizes = [abs(_area(part)) for part in parts]
-    parts = [part for part, size in zip(parts, sizes, strict=True) if size >= max(MIN_PART * sum(sizes), 4)] or parts[
-        :1
-    ]
-    tolerance = 0.55 + 0.006 * max(mask.shape)
+    smallest = max(MIN_PART * sum(sizes), 4)
+    parts = [part for part, size in zip(parts, sizes, strict=True) if size >= smallest] or parts[:1]
+    tolerance = (0.55 if step == 1 else 1.2) + 0.006 * max(mask.shape)  # more than the stairs that pixels make of a slope
     while True:
         fewer = [simplify(part, tolerance) for part in parts]
         fewer = [part for part in fewer if len(part) >= MIN_POINTS] or [parts[0][:max_points]]
         if sum(map(len, fewer)) + len(fewer) - 1 <= max_points:
             return [part.ravel().tolist() for part in fewer]
-        tolerance *= 1.4
+        tolerance *= 1.5
 
 
 def simplify(points: np.ndarray, tolerance: float) -> np.ndarray:

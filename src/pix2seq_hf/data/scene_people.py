@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pix2seq_hf.data.scene_things import DARK, Color, Piece, capsule, ellipse, shade, turn
+from pix2seq_hf.data.scene_things import DARK, Color, Piece, capsule, ellipse, move, shade, turn
 
 SKINS = [(255, 219, 186), (236, 188, 146), (198, 142, 98), (146, 96, 62), (98, 64, 44)]
 HAIRS = [(40, 30, 26), (92, 58, 34), (150, 100, 50), (226, 188, 106), (176, 84, 40), (150, 150, 152)]
@@ -171,8 +171,7 @@ def draw_person(rng: np.random.Generator, color: Color, pose: str | None = None,
     is_seen[[5, 6, 11, 12]] &= depth[[5, 6, 11, 12]] > -0.07  # the far ones of a person seen from the side
     pieces = [piece for _, _, group in groups for piece in group]
     lean = rng.normal(0, 0.05)
-    pieces = [piece._replace(points_xy=turn(piece.points_xy, lean)) for piece in pieces]
-    return Person(pieces, turn(flat[:17], lean), is_seen)
+    return Person(move(pieces, turn(np.eye(2), lean), (0, 0)), turn(flat[:17], lean), is_seen)
 
 
 def _draw_head(

@@ -307,6 +307,16 @@ def turn(points_xy: np.ndarray, angle: float) -> np.ndarray:
     return points_xy @ np.array([[cosine, sine], [-sine, cosine]])
 
 
+def move(pieces: Sequence[Piece], matrix: np.ndarray, offset: Sequence[float]) -> list[Piece]:
+    """Pieces with all points times a matrix `(2, 2)`, then shifted."""
+    points = np.concatenate([piece.points_xy for piece in pieces]) @ matrix + np.asarray(offset)
+    moved, start = [], 0
+    for old, color, is_textured, is_body in pieces:
+        moved.append(Piece(points[start : start + len(old)], color, is_textured, is_body))
+        start += len(old)
+    return moved
+
+
 class Kind(NamedTuple):
     r"""What is drawn for a class.
 

@@ -17,7 +17,7 @@ from pix2seq_hf.data.scene_captions import write_captions
 from pix2seq_hf.data.scene_drawing import Drawing, draw_background, draw_pieces, draw_shadow, finish
 from pix2seq_hf.data.scene_outlines import outline
 from pix2seq_hf.data.scene_people import SHIRTS, draw_person
-from pix2seq_hf.data.scene_things import COLORS, SCENE_CLASSES, THINGS, Color, Piece, turn
+from pix2seq_hf.data.scene_things import COLORS, SCENE_CLASSES, THINGS, Color, Piece, move, turn
 from pix2seq_hf.masks_pix2seq import mask_to_rle
 
 SIZES = (2.6, 1.5)  # of a beta distribution, from the smallest to the largest on a logarithmic scale
@@ -195,13 +195,11 @@ def _draw_thing(
         kind = THINGS[name]
         pieces = kind.draw(rng, rgb)
         matrix = turn(np.diag([rng.choice([-1, 1]) * rng.uniform(0.88, 1.12), 1.0]), rng.uniform(-1, 1) * kind.tilt)
-    middle = (box[:2] + box[2:]) / 2
-    move = lambda points_xy: points_xy @ matrix * diameter / 2 + middle  # noqa: E731
-    pieces = [piece._replace(points_xy=move(piece.points_xy)) for piece in pieces]
-    drawing = draw_pieces(rng, pieces, rgb, image_size, is_outlined)
+    matrix, middle = matrix * diameter / 2, (box[:2] + box[2:]) / 2
+    drawing = draw_pieces(rng, move(pieces, matrix, middle), rgb, image_size, is_outlined)
     if drawing is None:
         return None
-    keypoints_xy = None if keypoints_xy is None else move(keypoints_xy)
+    keypoints_xy = None if keypoints_xy is None else keypoints_xy @ matrix + middle
     return Placed(name, color, drawing, keypoints_xy=keypoints_xy, is_seen=is_seen)
 
 
@@ -219,10 +217,8 @@ def _draw_crowd(rng: np.random.Generator, image_size: tuple[int, int], horizon: 
         names = (SHIRTS if name == "person" else THINGS[name].colors).split()
         rgb = COLORS[names[rng.integers(len(names))]]
         one = draw_person(rng, rgb).pieces if name == "person" else THINGS[name].draw(rng, rgb)
-        place = np.array([left + x, top + y])
-        pieces += [
-            piece._replace(points_xy=piece.points_xy * (diameter / 2) + place, is_textured=False) for piece in one
-        ]
+        one = [piece._replace(is_textured=False) for piece in one]
+        pieces += move(one, np.eye(2) * diameter / 2, (left + x, top + y))
     drawing = draw_pieces(rng, pieces, (128, 128, 128), image_size, False)
     return [] if drawing is None else [Placed(name, "gray", drawing, is_crowd=True)]
 
