@@ -32,7 +32,7 @@ def outline(mask: np.ndarray, top: int, left: int, max_points: int = 56) -> list
     sizes = [abs(_area(part)) for part in parts]
     smallest = max(MIN_PART * sum(sizes), 4)
     parts = [part for part, size in zip(parts, sizes, strict=True) if size >= smallest] or parts[:1]
-    tolerance = (0.55 if step == 1 else 1.2) + 0.006 * max(mask.shape)  # more than the stairs that pixels make of a slope
+    tolerance = (0.55 if step == 1 else 1.2) + 0.006 * max(mask.shape)  # more than stairs of pixels
     while True:
         fewer = [simplify(part, tolerance) for part in parts]
         fewer = [part for part in fewer if len(part) >= MIN_POINTS] or [parts[0][:max_points]]
