@@ -16,7 +16,6 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from .cache_pix2seq import GrowingLayer, KeptLayer
 from .grammar_pix2seq import TOKENS_PER_OBJECT, TokenGrammar
 from .linear_pix2seq import Pix2SeqLinear, linear
 from .tokenization_pix2seq import FAKE_CLASS_TOKEN, INVISIBLE_TOKEN
@@ -385,8 +384,6 @@ def decode(model, plan: TokenPlan, input_ids, processors, criteria, generation_c
     (total, prompt_length), max_length = input_ids.shape, generation_config.max_length
     encoded = model_kwargs["encoder_outputs"][0]
     cache = model_kwargs["past_key_values"]
-    cache.self_attention_cache.layers = [GrowingLayer() for _ in model.model.decoder.layers]
-    cache.cross_attention_cache.layers = [KeptLayer() for _ in model.model.decoder.layers]
     attention_mask = model_kwargs.get("decoder_attention_mask")
     output_rows = OutputRows(model.lm_head)
     sequences = input_ids.new_full((total, max_length), padding)

@@ -13,6 +13,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
+from .cache_pix2seq import GrowingLayer, KeptLayer
 from .decoding_pix2seq import (
     ClassRecorder,
     GrammarEnd,
@@ -301,6 +302,16 @@ class Pix2SeqGenerationMixin(GenerationMixin):
             synced_gpus=synced_gpus,
             **kwargs,
         )
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        is_given = model_kwargs.get("past_key_values") is not None
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        is_usual = generation_config.cache_implementation in (None, "dynamic") and not generation_config.is_assistant
+        cache = model_kwargs.get("past_key_values")
+        if cache is not None and is_usual and not is_given:
+            num_layers = self.config.decoder_num_hidden_layers
+            cache.self_attention_cache.layers = [GrowingLayer() for _ in range(num_layers)]
+            cache.cross_attention_cache.layers = [KeptLayer() for _ in range(num_layers)]
 
     def _get_logits_processor(self, *args, **kwargs) -> LogitsProcessorList:
         processors = super()._get_logits_processor(*args, **kwargs)
