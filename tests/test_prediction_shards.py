@@ -14,6 +14,7 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -89,8 +90,9 @@ def start_processes(count, *options):
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
             "OMP_NUM_THREADS": "1",
-            "ACCELERATE_USE_CPU": "true",
         }
+        if not torch.cuda.is_available():  # then nobody has to say that it shall be the CPU
+            options = [option for option in options if option not in ("--device", "cpu")]
         command = [sys.executable, str(ROOT / "scripts/predict.py"), *map(str, options)]
         started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     return started

@@ -370,6 +370,27 @@ def choose_device(name: str):
     return device
 
 
+def find_processes(device: str):
+    r"""Say which process of how many this is; of several, each gets a device of its own, or all compute on the CPU.
+
+    Args:
+        device (`str`): See [`choose_device`]. Accelerate itself looks for processes on a CPU only if it is told to.
+    Returns:
+        `accelerate.PartialState`.
+    Raises:
+        ValueError: If processes were started together and do not find each other: each would do all of the work."""
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    is_on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    state = PartialState(cpu=is_on_cpu or parse_flag_from_env("ACCELERATE_USE_CPU"))
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if state.num_processes != started:
+        raise ValueError(f"--device {device}: {started} processes were started and cannot share it; try --device cpu")
+    return state
+
+
 def load_model(folder: str, device: str = "auto"):
     r"""Load a model folder with its processor, complete and of the right kind.
 

@@ -37,7 +37,14 @@ from typing import Any
 from PIL import Image
 
 from .data.pictures import PictureError
-from .prediction import add_running_arguments, add_task_arguments, check_options, load_model, task_options
+from .prediction import (
+    add_running_arguments,
+    add_task_arguments,
+    check_options,
+    find_processes,
+    load_model,
+    task_options,
+)
 
 # What rows depend on: a run is only continued with the same.
 KEPT_OPTIONS = (
@@ -83,13 +90,11 @@ def run(args: argparse.Namespace) -> int:
     if args.chunk_size % args.batch_size:
         raise ValueError(f"--chunk-size {args.chunk_size}: must be a multiple of --batch-size {args.batch_size}")
 
-    from accelerate import PartialState  # here and below only when needed: --help should not wait for it
-
-    from .data.command import parse_columns
+    from .data.command import parse_columns  # here and below only when needed: --help should not wait for it
     from .data.numbered import open_pictures
     from .prediction_shards import ShardFolder
 
-    state = PartialState(cpu=args.device == "cpu")
+    state = find_processes(args.device)
     worker, num_workers, is_main = state.process_index, state.num_processes, state.is_main_process
     one_each = num_workers > 1 and args.device == "auto"
     model, processor = load_model(args.model, str(state.device) if one_each else args.device)

@@ -296,10 +296,11 @@ def find_share(device: str) -> tuple[Any, str]:
 
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Share(), device
-    from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    state = PartialState(cpu=device == "cpu")
+    from pix2seq_hf.prediction import find_processes
+
+    state = find_processes(device)
     return Share(state.process_index, state.num_processes, gather_object), str(state.device)
 
 
