@@ -186,9 +186,28 @@ class TaskRun:
         """The encoded pictures `(batch, num_tokens, decoder_hidden_size)`."""
         if self._encoded is None:
             if self.pixel_values is None:
-                self.pixel_values = self.processor.image_processor(self.pictures, return_tensors="pt")["pixel_values"]
+                self.pixel_values = self._preprocess(self.pictures)["pixel_values"]
             self._encoded = self._encode(self.pixel_values)
         return self._encoded
+
+    def run(self) -> list[Pix2SeqResult]:
+        """What was found in each picture, by all tasks."""
+        found = self.detect()
+        additions: list[list[dict[str, Any]]] = [[{} for _ in range(len(objects))] for objects in found]
+        if SEGMENTATION in self.tasks:
+            for index, objects in enumerate(found):
+                additions[index] = [mask for group in self.segment(index, objects) for mask in group]
+        if KEYPOINTS in self.tasks:
+            for fields, keypoints in zip(additions, self.find_keypoints(found)):
+                for entry, points in zip(fields, keypoints):
+                    entry.update(points)
+        captions = self.caption() if CAPTIONS in self.tasks else [[] for _ in found]
+        return self.results(found, additions, captions)
+
+    def _preprocess(self, pictures: Sequence[Any], **conditions) -> Mapping[str, Any]:
+        """The network's input of pictures; with a task and what it is asked about, the prompts too."""
+        make = self.processor if conditions else self.processor.image_processor
+        return make(images=pictures, return_tensors="pt", **conditions)
 
     @torch.no_grad()
     def _encode(self, pixel_values: torch.Tensor) -> torch.FloatTensor:
@@ -286,9 +305,7 @@ class TaskRun:
                 "boxes": [chosen[index].boxes_xyxy for index in pictures],
                 "labels": [chosen[index].labels for index in pictures],
             }
-            inputs = self.processor(
-                images=[self.pictures[index] for index in pictures], task=KEYPOINTS, return_tensors="pt", **conditions
-            )
+            inputs = self._preprocess([self.pictures[index] for index in pictures], task=KEYPOINTS, **conditions)
             encoded = self._encode(inputs["pixel_values"])
             prompts = inputs["decoder_input_ids"].to(encoded.device)
             output = self._generate(KEYPOINTS, encoded, seed_offset=first, decoder_input_ids=prompts)
@@ -438,19 +455,7 @@ def run_tasks(
         ValueError: If the model was not trained for a task, or a task lacks what it needs."""
     if not len(pictures):
         return []
-    run = TaskRun(model, processor, pictures, options, boxes, pixel_values)
-    found = run.detect()
-    additions: list[list[dict[str, Any]]] = [[{} for _ in range(len(objects))] for objects in found]
-    if SEGMENTATION in run.tasks:
-        for index, objects in enumerate(found):
-            masks = [mask for group in run.segment(index, objects) for mask in group]
-            additions[index] = masks
-    if KEYPOINTS in run.tasks:
-        for fields, keypoints in zip(additions, run.find_keypoints(found)):
-            for entry, points in zip(fields, keypoints):
-                entry.update(points)
-    captions = run.caption() if CAPTIONS in run.tasks else [[] for _ in found]
-    return run.results(found, additions, captions)
+    return TaskRun(model, processor, pictures, options, boxes, pixel_values).run()
 
 
 __all__ = ["TaskOptions", "TaskRun", "choose_tasks", "run_tasks"]
