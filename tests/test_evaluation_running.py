@@ -18,7 +18,7 @@ from drawn_coco import ALL_TASKS, write_drawn_coco
 from pix2seq_hf.data.coco import read_coco
 from pix2seq_hf.data.shapes import write_shapes
 from pix2seq_hf.evaluation import command, watching
-from pix2seq_hf.evaluation.answers import AnswerFolder, prepare
+from pix2seq_hf.evaluation.answers import AnswerFolder, hold, prepare
 from pix2seq_hf.evaluation.measure import measure, score
 from pix2seq_hf.evaluation.oracle import answer_by_tokens, build_oracle
 from pix2seq_hf.evaluation.predictions import Answer, Question, picture_seed
@@ -154,6 +154,13 @@ def test_killed_and_resumed(options, whole, tmp_path, monkeypatch, capsys):
     numbers = read_json(tmp_path / "numbers.json")
     assert numbers["tasks"] == read_json(whole / "numbers.json")["tasks"] and numbers["num_asked"] == 4
     assert "7 pictures (3 were finished before)" in capsys.readouterr().out
+
+
+def test_two_runs_do_not_share_a_folder(options, tmp_path):
+    with hold(tmp_path), pytest.raises(ValueError, match="another run is writing there; let it end, or choose another"):
+        evaluate(*options, "--output", tmp_path)
+    assert not list(tmp_path.glob("*.json*"))
+    evaluate(*options, "--output", tmp_path, "--max-images", 1)
 
 
 def launch(num_processes, options):

@@ -10,13 +10,16 @@ tried again. Lines that a killed run left half-written are cut off.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from pix2seq_hf.evaluation.predictions import Answer, Results
 
-OPTIONS, LINES = "options.json", "answers-*.jsonl"
+OPTIONS, LINES, LOCK = "options.json", "answers-*.jsonl", ".lock"
 
 
 class AnswerFolder:
@@ -54,6 +57,25 @@ class AnswerFolder:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+@contextmanager
+def hold(folder: str | Path) -> Iterator[None]:
+    r"""Be the only run that writes into a folder, which is made if it is missing; the hold ends with the process.
+
+    Raises:
+        ValueError: If another run is writing there: each would undo what the other does."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(f"{folder}: another run is writing there; let it end, or choose another --output") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def prepare(folder: str | Path, options: Mapping[str, Any]) -> None:

@@ -92,6 +92,30 @@ def curve_chart(
     return Chart(title, (WIDTH, HEIGHT), shapes)
 
 
+def line_chart(title: str, curves: Sequence[Curve], x_name: str, y_name: str) -> Chart:
+    """Lines through measured points, over axes that begin at 0; names stand above each other in the upper left."""
+    x_ticks, y_ticks = (
+        nice_ticks(max((float(np.max(values)) for values in sides), default=1.0))
+        for sides in ([curve.x for curve in curves], [curve.y for curve in curves])
+    )
+    shapes = _axes(
+        x_name,
+        y_name,
+        [(tick / x_ticks[-1], f"{tick:g}") for tick in x_ticks],
+        [(tick / y_ticks[-1], f"{tick:,g}") for tick in y_ticks],
+    )
+    for curve in curves:
+        points = tuple(_place(x / x_ticks[-1], y / y_ticks[-1]) for x, y in zip(curve.x, curve.y, strict=True))
+        shapes.append(Shape("line", points, curve.color, 1.6 if curve.is_dashed else 2.4, curve.is_dashed))
+        shapes += [Shape("rectangle", ((x - 3, y - 3), (x + 3, y + 3)), curve.color) for x, y in points]
+    for number, curve in enumerate(curves):
+        legend = _legend([(curve.name, curve.color, curve.is_dashed)])
+        left, top = 14, TOP - 38 + 4 + 18 * number
+        moved = [shape._replace(points=tuple((x + left, y + top) for x, y in shape.points)) for shape in legend]
+        shapes += moved
+    return Chart(title, (WIDTH, HEIGHT), shapes)
+
+
 def calibration_chart(title: str, calibration: Calibration) -> Chart:
     """Bars of how often results of a score are correct, and the diagonal on which scores would be true."""
     shapes = [

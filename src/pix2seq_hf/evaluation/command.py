@@ -24,6 +24,7 @@ A picture that is missing or broken counts as one in which nothing was found, an
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -240,29 +241,27 @@ def run_model(args: argparse.Namespace) -> int:
     problems = Problems(lost="kept")
     split = open_data(args, problems, tasks, model.config.num_keypoints, model.config.id2label)
     question = build_question(args, tasks, split, model.config)
-    folder = None
-    if args.output is not None:
-        if is_main:
-            kept = {name: getattr(args, name) for name in KEPT_OPTIONS} | {"tasks": tasks, "weights": stamp(args.model)}
-            kept |= {name: os.path.realpath(kept[name]) for name in ("model", "data") if os.path.exists(kept[name])}
-            if question.boxes is not None and args.boxes != "annotated":
-                kept |= {"boxes": os.path.realpath(args.boxes), "content of boxes": stamp(args.boxes)}
-            answers.prepare(args.output, kept)
-        share.gather([])  # the others wait until it is prepared
-        folder = answers.AnswerFolder(args.output, share.index)
-    measured = measure(
-        model,
-        processor,
-        split,
-        question,
-        batch_size=args.batch_size,
-        show_progress=is_main and not args.quiet,
-        share=share,
-        folder=folder,
-        engine=args.engine,
-        caption_tokenizer=None if is_main else "simple",
-        use_spice=args.spice and is_main,
-    )
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if args.output is not None:
+            if is_main:
+                stack.enter_context(answers.hold(args.output))
+                answers.prepare(args.output, kept_options(args, tasks, question))
+            share.gather([])  # the others wait until it is prepared
+            folder = answers.AnswerFolder(args.output, share.index)
+        measured = measure(
+            model,
+            processor,
+            split,
+            question,
+            batch_size=args.batch_size,
+            show_progress=is_main and not args.quiet,
+            share=share,
+            folder=folder,
+            engine=args.engine,
+            caption_tokenizer=None if is_main else "simple",
+            use_spice=args.spice and is_main,
+        )
     failures, num_pictures = measured.failures, len(split.dataset)
     exit_code = int(bool(failures or problems.left_out))
     if not is_main:
@@ -380,6 +379,15 @@ def build_question(args: argparse.Namespace, tasks: Sequence[str], split: Any, c
     if args.max_objects is not None:
         generation["object_detection"]["max_objects"] = args.max_objects
     return Question(tasks, boxes, args.min_score, args.seed, generation)
+
+
+def kept_options(args: argparse.Namespace, tasks: Sequence[str], question: Any) -> dict[str, Any]:
+    """What the answers depend on, in words and numbers that can be compared with those of an earlier run."""
+    kept = {name: getattr(args, name) for name in KEPT_OPTIONS} | {"tasks": tasks, "weights": stamp(args.model)}
+    kept |= {name: os.path.realpath(kept[name]) for name in ("model", "data") if os.path.exists(kept[name])}
+    if question.boxes is not None and args.boxes != "annotated":
+        kept |= {"boxes": os.path.realpath(args.boxes), "content of boxes": stamp(args.boxes)}
+    return kept
 
 
 def stamp(path: str) -> str:
