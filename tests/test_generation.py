@@ -346,3 +346,17 @@ def test_greedy_decoding_of_a_task_with_samples_writes_each_row_once(model):
         assert model.generate(make_pictures(), max_new_tokens=3, num_beams=2).sequences.shape == (2, 4)
     finally:
         del settings["num_return_sequences"]
+
+
+def test_packed_projections_are_the_layers_own(model):
+    attention = model.model.decoder.layers[0].self_attention
+    hidden_states = torch.randn(2, 3, model.config.decoder_hidden_size)
+    expected = attention(hidden_states)[0]
+    with attention.pack():
+        torch.testing.assert_close(attention(hidden_states)[0], expected, rtol=0, atol=1e-6)
+        assert attention.packed is not None
+    assert attention.packed is None
+    own, attention.v_proj = attention.v_proj, torch.nn.Linear(8, 8)  # an adapted layer is left to itself
+    with attention.pack():
+        assert attention.packed is None
+    attention.v_proj = own

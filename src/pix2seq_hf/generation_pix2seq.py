@@ -1,6 +1,7 @@
 """What does `generate` do by default for each task, and where does it differ from the library's."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 
 import torch
 from transformers import GenerationConfig
@@ -287,21 +288,25 @@ class Pix2SeqGenerationMixin(GenerationMixin):
     def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=False, **kwargs):
         plan = next((processor for processor in logits_processor if isinstance(processor, TokenPlan)), None)
         cache = kwargs.get("past_key_values")
-        if can_decode_fast(plan, logits_processor, stopping_criteria, generation_config, cache, synced_gpus):
-            streamer = kwargs.pop("streamer", None)
-            return decode(
-                self, plan, input_ids, logits_processor, stopping_criteria, generation_config, streamer, kwargs
-            )
-        if plan is not None and plan.seeds is not None and generation_config.do_sample:
+        is_fast = can_decode_fast(plan, logits_processor, stopping_criteria, generation_config, cache, synced_gpus)
+        if not is_fast and plan is not None and plan.seeds is not None and generation_config.do_sample:
             raise ValueError("seeds are heeded with the default cache and without outputs beside the sequences")
-        return super()._sample(
-            input_ids,
-            logits_processor=logits_processor,
-            stopping_criteria=stopping_criteria,
-            generation_config=generation_config,
-            synced_gpus=synced_gpus,
-            **kwargs,
-        )
+        with ExitStack() as stack:
+            for layer in self.model.decoder.layers:
+                stack.enter_context(layer.self_attention.pack())
+            if is_fast:
+                streamer = kwargs.pop("streamer", None)
+                return decode(
+                    self, plan, input_ids, logits_processor, stopping_criteria, generation_config, streamer, kwargs
+                )
+            return super()._sample(
+                input_ids,
+                logits_processor=logits_processor,
+                stopping_criteria=stopping_criteria,
+                generation_config=generation_config,
+                synced_gpus=synced_gpus,
+                **kwargs,
+            )
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         is_given = model_kwargs.get("past_key_values") is not None

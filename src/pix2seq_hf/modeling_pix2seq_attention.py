@@ -1,0 +1,154 @@
+"""How does a token look at others: attention within a sequence, and of the sequences of a picture to the picture."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, EncoderDecoderCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_pix2seq import Pix2SeqConfig
+from .linear_pix2seq import Pix2SeqLinear, is_plainly_computed, linear
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out; query, key and value are `(batch, num_heads, length, head_dim)`."""
+    weights = torch.matmul(query * scaling, key.transpose(2, 3))
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1)  # sums in float32 whatever the type
+    if dropout:
+        weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class Pix2SeqAttention(nn.Module):
+    r"""Multi-head attention: self-attention, or cross-attention when `key_value_states` are given.
+
+    In cross-attention a picture may carry several sequences. They are folded into the query length, so keys and values
+    are computed, cached and read once per picture, whatever the number of sequences."""
+
+    def __init__(self, config: Pix2SeqConfig, hidden_size: int, num_heads: int, is_causal=False, layer_idx=None):
+        super().__init__()
+        self.config = config
+        self.num_heads = num_heads
+        self.head_dim = hidden_size // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.drop_attention_rate
+        self.is_causal = is_causal
+        self.layer_idx = layer_idx
+        self.packed: tuple[torch.Tensor, torch.Tensor] | None = None  # weight and bias, see [`pack`]
+        inner_size = num_heads * self.head_dim
+        self.q_proj = Pix2SeqLinear(hidden_size, inner_size)
+        self.k_proj = Pix2SeqLinear(hidden_size, inner_size)
+        self.v_proj = Pix2SeqLinear(hidden_size, inner_size)
+        self.out_proj = Pix2SeqLinear(inner_size, hidden_size)
+        # Keras takes the fans of the three-dimensional kernels (size, heads, head_dim) and (heads, head_dim, size).
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            projection.initial_bound = math.sqrt(6 / (hidden_size * (num_heads + self.head_dim)))
+        self.out_proj.initial_bound = math.sqrt(6 / (num_heads * (self.head_dim + hidden_size)))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        key_value_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        r"""Attend.
+
+        Args:
+            hidden_states (`torch.FloatTensor` of shape `(batch * sequences, length, hidden_size)`): The queries.
+            key_value_states (`torch.FloatTensor` of shape `(batch, num_tokens, hidden_size)`, *optional*): The encoded
+                picture, for cross-attention.
+            attention_mask (`torch.Tensor`, *optional*): As `create_causal_mask` makes it; none for cross-attention.
+            past_key_values (`EncoderDecoderCache` or `Cache`, *optional*): Keys and values so far.
+        Returns:
+            `tuple`: the result, of the shape of `hidden_states`, and the attention probabilities `(batch * sequences,
+            num_heads, length, key_length)` where the implementation gives them."""
+        rows, length = hidden_states.shape[:2]
+        is_cross_attention = key_value_states is not None
+        batch = key_value_states.shape[0] if is_cross_attention else rows
+        if self.packed is None or is_cross_attention:
+            query, own = self.q_proj(hidden_states), None
+        else:
+            query, *own = linear(hidden_states, *self.packed).chunk(3, dim=-1)
+        # Sequences are folded into the length.
+        query = query.reshape(batch, -1, self.num_heads, self.head_dim).transpose(1, 2)
+
+        # One query per sequence is a matter of reading keys and values. On a processor two products do that faster than
+        # the kernel behind sdpa: in bfloat16 five times.
+        sees_all = is_cross_attention or (length == 1 and attention_mask is None)
+        is_step = past_key_values is not None and sees_all and self._is_on_processor(query)
+        is_updated = False
+        if isinstance(past_key_values, EncoderDecoderCache):
+            if is_cross_attention:
+                is_updated = past_key_values.is_updated.get(self.layer_idx)
+                past_key_values.is_updated[self.layer_idx] = True
+                past_key_values = past_key_values.cross_attention_cache
+            else:
+                past_key_values = past_key_values.self_attention_cache
+        if is_cross_attention and past_key_values is not None and is_updated:
+            key = past_key_values.layers[self.layer_idx].keys
+            value = past_key_values.layers[self.layer_idx].values
+        else:
+            source = key_value_states if is_cross_attention else hidden_states
+            shape = (batch, -1, self.num_heads, self.head_dim)
+            key, value = own or (self.k_proj(source), self.v_proj(source))
+            key = key.view(shape).transpose(1, 2)  # (batch, num_heads, key_length, head_dim)
+            value = value.view(shape).transpose(1, 2)
+            if is_cross_attention:  # read at every step, so laid out once as the kernels read them
+                key = key.mT.contiguous().mT if is_step else key.contiguous()
+                value = value.contiguous()
+            if past_key_values is not None:
+                key, value = past_key_values.update(key, value, self.layer_idx)
+
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            "eager" if is_step else self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            None if is_cross_attention else attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        output = self.out_proj(output.reshape(rows, length, -1))  # (batch * sequences, length, hidden_size)
+        weights = None if is_step else weights  # as sdpa
+        if weights is not None and batch != rows:
+            weights = weights.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)  # (rows, heads, length, keys)
+        return output, weights
+
+    @contextmanager
+    def pack(self) -> Iterator[None]:
+        """Compute queries, keys and values of self-attention by one product, as long as weights stay as they are."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        if all(type(projection) is Pix2SeqLinear for projection in projections):  # not adapted or quantised
+            self.packed = tuple(
+                torch.cat([getattr(projection, name).detach() for projection in projections])
+                for name in ("weight", "bias")
+            )
+        try:
+            yield
+        finally:
+            self.packed = None
+
+    def _is_on_processor(self, query: torch.Tensor) -> bool:
+        """Whether attention may be computed as suits a processor best: nobody chose a way, and nothing is recorded."""
+        is_free = self.config._attn_implementation == "sdpa" and not torch.is_grad_enabled()
+        return query.device.type == "cpu" and is_free and is_plainly_computed()
