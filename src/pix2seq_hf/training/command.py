@@ -1,8 +1,9 @@
 """Train a model for one task or for several at once, on a data set of one's own or a known one.
 
-DATA is a COCO folder, a Pascal VOC folder, a YOLO folder, a folder of pictures with metadata, parquet files, or the
-name of a data set on the Hub; `pix2seq data inspect DATA` shows it and finds what is wrong with it. The sections of a
-recipe that are named after tasks say which are trained, each with its own settings; without one it is object detection.
+DATA is a COCO folder, a Pascal VOC folder, a YOLO folder, a folder of pictures with metadata, parquet files, the name
+of a data set on the Hub, or `scenes`, which are drawn; `pix2seq data inspect DATA` shows it and finds what is wrong
+with it. The sections of a recipe that are named after tasks say which are trained, each with its own settings; without
+one it is object detection.
 
 examples:
   pix2seq train --recipe overfit --data coco_mini --output runs/overfit
