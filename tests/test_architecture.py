@@ -13,9 +13,9 @@ PACKAGE = ROOT / "src" / "pix2seq_hf"
 
 # The ordinary files beside the flat ones. Whatever else stands in the package folder travels with a checkpoint.
 ORDINARY = {
-    "__init__", "card", "cli", "contact_sheet", "demo", "engine", "export", "given_boxes", "outputs", "pipelines",
-    "prediction", "prediction_dataset", "prediction_folder", "prediction_shards", "registration", "results",
-    "streaming", "visualization",
+    "__init__", "benchmark", "card", "cli", "contact_sheet", "demo", "engine", "export", "given_boxes", "outputs",
+    "pipelines", "prediction", "prediction_dataset", "prediction_folder", "prediction_shards", "registration",
+    "results", "streaming", "timed_run", "visualization",
 }  # fmt: skip
 FLAT_FILES = sorted(path for path in PACKAGE.glob("*.py") if path.stem not in ORDINARY)
 FLAT_LIBRARIES = {"torch", "torchvision", "transformers", "huggingface_hub", "numpy", "PIL", "pycocotools"}
@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "evaluation": {"evaluation", "visualization", "contact_sheet", "flat"},
     "training": {"training", "data", "evaluation", "contact_sheet", "outputs", "flat"},
     "outputs": set(),
+    "benchmark": {"data", "engine", "evaluation", "given_boxes", "outputs", "prediction", "timed_run", "flat"},
     "card": {"flat"},
     "conversion": {"conversion", "flat", "export", "outputs"},
     "visualization": {"flat"},
@@ -39,6 +40,7 @@ MAY_IMPORT = {
     "results": {"visualization", "flat"},
     "given_boxes": {"flat"},
     "engine": {"given_boxes", "results", "flat"},
+    "timed_run": {"engine", "results"},
     "streaming": {"engine", "given_boxes", "results", "flat"},
     "pipelines": {"engine", "given_boxes", "results", "streaming", "flat"},
     "prediction": {"data", "engine", "given_boxes", "prediction_folder", "flat"},

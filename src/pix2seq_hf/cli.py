@@ -25,6 +25,7 @@ COMMANDS = {
     "train": Command("pix2seq_hf.training.command", "train or fine-tune a model on one's own or a known data set"),
     "recipes": Command("pix2seq_hf.training.recipes_command", "list and show the recipes of training"),
     "evaluate": Command("pix2seq_hf.evaluation.command", "measure boxes, masks, keypoints, captions on any data set"),
+    "benchmark": Command("pix2seq_hf.benchmark", "measure how fast a model is on this machine, as a table and a plot"),
     "card": Command("pix2seq_hf.card", "write the model card of a model folder, with the results of evaluations"),
     "data": Command("pix2seq_hf.data.command", "look into data sets, find what is wrong, convert them to parquet"),
     "demo": Command("pix2seq_hf.demo", "train on drawn pictures and detect in a new one, offline, in minutes"),
