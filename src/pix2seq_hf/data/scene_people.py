@@ -165,6 +165,8 @@ def draw_person(rng: np.random.Generator, color: Color, pose: str | None = None,
     for _, own, pieces in groups:  # a later group hides what it covers of the earlier ones
         earlier = sorted(painted - own)
         for piece in pieces if earlier else ():
+            if len(piece.points_xy) < 14:  # on a face: too small to hide anything
+                continue
             is_seen[earlier] &= ~_inside_convex(flat[earlier], piece.points_xy)
         painted |= own
     is_seen[:5] &= is_on_face
