@@ -23,7 +23,8 @@ def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
         bias (`torch.Tensor` of shape `(out_features,)`, *optional*): Added to every row.
     Returns:
         `torch.Tensor` of shape `(..., out_features)`; it can be differentiated once."""
-    if not (is_plain(inputs) and is_plain(weight) and is_plainly_computed()):
+    # Of a weight that does not lie in one piece oneDNN's kernels are slow beyond measure.
+    if not (is_plain(inputs) and is_plain(weight) and weight.is_contiguous() and is_plainly_computed()):
         return nn.functional.linear(inputs, weight, bias)
     if torch.is_grad_enabled():
         return _Linear.apply(inputs, weight, bias)
@@ -31,7 +32,7 @@ def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 
 
 def _multiply(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return onednn_linear(inputs, weight, bias, "none", [], "")
+    return onednn_linear(inputs.contiguous(), weight, bias, "none", [], "")
 
 
 class _Linear(torch.autograd.Function):
