@@ -36,6 +36,25 @@ def test_numbers_are_those_of_torch(shape, has_bias, calls):
 
 
 @needs_onednn
+@pytest.mark.parametrize("wants_gradient", [True, False])
+def test_gelu_on_the_way(wants_gradient, calls):
+    torch.manual_seed(0)
+    layer, inputs = Pix2SeqLinear(48, 20), 3 * torch.randn(5, 48)
+    with torch.set_grad_enabled(wants_gradient):
+        found = layer(inputs, use_gelu=True)
+    expected = nn.functional.gelu(nn.functional.linear(inputs, layer.weight, layer.bias))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert len(calls) == 1 and found.requires_grad == wants_gradient
+
+
+@needs_onednn
+@torch.no_grad()
+def test_a_weight_that_is_a_view_is_left_to_torch(calls):
+    weight = torch.randn(48, 30).T
+    assert linear(torch.ones(2, 48), weight).equal(nn.functional.linear(torch.ones(2, 48), weight)) and not calls
+
+
+@needs_onednn
 @torch.no_grad()
 def test_parts_and_views(calls):
     torch.manual_seed(0)

@@ -14,25 +14,30 @@ except (AttributeError, RuntimeError):  # another build of torch
     onednn_linear = None
 
 
-def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def linear(
+    inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, use_gelu: bool = False
+) -> torch.Tensor:
     r"""Multiply by a weight and add a bias, like `torch.nn.functional.linear`, up to the order of its sums.
 
     Args:
         inputs (`torch.Tensor` of shape `(..., in_features)`): Rows.
         weight (`torch.Tensor` of shape `(out_features, in_features)`): As in `torch.nn.Linear`.
         bias (`torch.Tensor` of shape `(out_features,)`, *optional*): Added to every row.
+        use_gelu (`bool`): Apply the exact (erf) GELU to the result, where it can be while that is still in the cache.
     Returns:
         `torch.Tensor` of shape `(..., out_features)`; it can be differentiated once."""
     # Of a weight that does not lie in one piece oneDNN's kernels are slow beyond measure.
-    if not (is_plain(inputs) and is_plain(weight) and weight.is_contiguous() and is_plainly_computed()):
-        return nn.functional.linear(inputs, weight, bias)
-    if torch.is_grad_enabled():
-        return _Linear.apply(inputs, weight, bias)
-    return _multiply(inputs, weight, bias)
+    is_ours = is_plain(inputs) and is_plain(weight) and weight.is_contiguous() and is_plainly_computed()
+    if is_ours and not torch.is_grad_enabled():
+        return _multiply(inputs, weight, bias, "gelu" if use_gelu else "none")
+    result = _Linear.apply(inputs, weight, bias) if is_ours else nn.functional.linear(inputs, weight, bias)
+    return nn.functional.gelu(result) if use_gelu else result
 
 
-def _multiply(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return onednn_linear(inputs.contiguous(), weight, bias, "none", [], "")
+def _multiply(
+    inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str = "none"
+) -> torch.Tensor:
+    return onednn_linear(inputs.contiguous(), weight, bias, activation, [], "none" if activation == "gelu" else "")
 
 
 class _Linear(torch.autograd.Function):
@@ -59,8 +64,8 @@ class _Linear(torch.autograd.Function):
 class Pix2SeqLinear(nn.Linear):
     """`torch.nn.Linear` computed by [`linear`]."""
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return linear(inputs, self.weight, self.bias)
+    def forward(self, inputs: torch.Tensor, use_gelu: bool = False) -> torch.Tensor:
+        return linear(inputs, self.weight, self.bias, use_gelu)
 
 
 def is_plain(tensor: torch.Tensor) -> bool:

@@ -60,7 +60,10 @@ class Pix2SeqMLP(nn.Module):
         self.drop_units_rate = config.drop_units_rate
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = nn.functional.gelu(self.fc1(hidden_states))
+        if type(self.fc1) is Pix2SeqLinear:
+            hidden_states = self.fc1(hidden_states, use_gelu=True)
+        else:  # adapted or quantised
+            hidden_states = nn.functional.gelu(self.fc1(hidden_states))
         hidden_states = nn.functional.dropout(hidden_states, p=self.drop_units_rate, training=self.training)
         return self.fc2(hidden_states)
 
