@@ -1,5 +1,6 @@
 """prediction.py: `pix2seq predict` on a small model with random weights, from picture files to PNG and JSON files."""
 
+import gc
 import json
 import shutil
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pix2seq_hf import cli, engine
+from pix2seq_hf import cli, engine, prediction
 from pix2seq_hf.configuration_pix2seq import Pix2SeqConfig
 from pix2seq_hf.generation_pix2seq import build_generation_config
 from pix2seq_hf.modeling_pix2seq import Pix2SeqForConditionalGeneration
@@ -301,3 +302,21 @@ def test_weights_of_nobody_are_never_downloaded(tmp_path, pictures, capfd):
     """A model is a folder: a name that looks like one of a hub is not asked for anywhere."""
     assert predict("google/pix2seq", tmp_path / "out", pictures) == 2
     assert "google/pix2seq: is no model folder" in capfd.readouterr().err
+
+
+def test_no_garbage_is_looked_for_while_libraries_and_weights_are_loaded(model_folder, tmp_path):
+    collected = []
+    gc.callbacks.append(lambda phase, info: collected.append(phase))
+    try:
+        was_frequent = gc.get_threshold()
+        gc.set_threshold(10)
+        prediction.load_model(str(model_folder), "cpu")
+        collected_meanwhile = len(collected)
+        [[number] for number in range(10_000)]
+    finally:
+        gc.set_threshold(*was_frequent)
+        del gc.callbacks[-1]
+    assert len(collected) > collected_meanwhile <= 4  # a few before and after
+    with pytest.raises(ValueError):
+        prediction.load_model(str(tmp_path), "cpu")
+    assert gc.isenabled()
