@@ -13,8 +13,8 @@ PACKAGE = ROOT / "src" / "pix2seq_hf"
 
 # The ordinary files beside the flat ones. Whatever else stands in the package folder travels with a checkpoint.
 ORDINARY = {
-    "__init__", "benchmark", "card", "cli", "contact_sheet", "demo", "engine", "export", "given_boxes", "outputs",
-    "pipelines", "prediction", "prediction_dataset", "prediction_folder", "prediction_shards", "registration",
+    "__init__", "benchmark", "card", "cli", "completion", "contact_sheet", "demo", "engine", "export", "given_boxes",
+    "outputs", "pipelines", "prediction", "prediction_dataset", "prediction_folder", "prediction_shards", "registration",
     "results", "streaming", "timed_run", "visualization",
 }  # fmt: skip
 FLAT_FILES = sorted(path for path in PACKAGE.glob("*.py") if path.stem not in ORDINARY)
@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "outputs": set(),
     "benchmark": {"data", "engine", "evaluation", "given_boxes", "outputs", "prediction", "timed_run", "flat"},
     "card": {"flat"},
+    "completion": {"cli", "conversion", "training", "flat"},
     "conversion": {"conversion", "flat", "export", "outputs"},
     "visualization": {"flat"},
     "contact_sheet": {"visualization", "flat"},

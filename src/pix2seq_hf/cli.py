@@ -29,6 +29,7 @@ COMMANDS = {
     "card": Command("pix2seq_hf.card", "write the model card of a model folder, with the results of evaluations"),
     "data": Command("pix2seq_hf.data.command", "look into data sets, find what is wrong, convert them to parquet"),
     "demo": Command("pix2seq_hf.demo", "train on drawn pictures and detect in a new one, offline, in minutes"),
+    "completion": Command("pix2seq_hf.completion", "write the script that completes these commands with the tab key"),
 }
 
 EXAMPLES = """\
