@@ -14,8 +14,8 @@ PACKAGE = ROOT / "src" / "pix2seq_hf"
 # The ordinary files beside the flat ones. Whatever else stands in the package folder travels with a checkpoint.
 ORDINARY = {
     "__init__", "benchmark", "card", "cli", "completion", "contact_sheet", "demo", "engine", "export", "given_boxes",
-    "outputs", "pipelines", "prediction", "prediction_dataset", "prediction_folder", "prediction_shards", "registration",
-    "results", "streaming", "timed_run", "visualization",
+    "outputs", "pipelines", "prediction", "prediction_dataset", "prediction_folder", "prediction_shards",
+    "registration", "results", "streaming", "timed_run", "visualization",
 }  # fmt: skip
 FLAT_FILES = sorted(path for path in PACKAGE.glob("*.py") if path.stem not in ORDINARY)
 FLAT_LIBRARIES = {"torch", "torchvision", "transformers", "huggingface_hub", "numpy", "PIL", "pycocotools"}
