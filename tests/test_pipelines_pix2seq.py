@@ -86,7 +86,7 @@ def test_registered_also_when_the_library_was_first(folder):
 
 
 def test_all_tasks(look, picture):
-    result = look(picture, threshold=0.0, seed=1)
+    result = look(picture, threshold=0.0, seed=2)
     assert isinstance(look, Pix2SeqPipeline)
     assert result.tasks == ALL and set(result.malformed) == set(ALL)
     assert len(result.objects) > 3
@@ -207,7 +207,7 @@ def test_numbers_of_sequences_have_names_of_their_own():
 
 def test_arrays_are_pictures_too(look, picture):
     pixels = torch.from_numpy(np.array(picture)).movedim(-1, 0)
-    options = TaskOptions(threshold=0.0, seed=1)
+    options = TaskOptions(threshold=0.0, seed=2)
     [found] = run_tasks(look.model, look.processor, [pixels], options)
     [expected] = run_tasks(look.model, look.processor, [picture], options)
     assert found.to_json() == expected.to_json() and any(entry.keypoints for entry in found.objects)
@@ -436,16 +436,16 @@ def test_another_skeleton(picture):
 def test_it_can_be_saved(look, picture, tmp_path):
     look.save_pretrained(tmp_path)
     again = pipeline("pix2seq", model=str(tmp_path), device="cpu")
-    options = {"threshold": 0.0, "seed": 1}
+    options = {"threshold": 0.0, "seed": 2}
     assert again(picture, **options).to_json() == look(picture, **options).to_json()
 
 
 def test_boxes_as_they_were_written(look, picture):
-    written = look(picture, tasks="object_detection", threshold=0.0, seed=1, cut_to_picture=False)
+    written = look(picture, tasks="object_detection", threshold=0.0, seed=2, cut_to_picture=False)
     assert len(written.objects) == look.model.config.max_instances_per_image
     boxes = written.boxes_xyxy
     assert (boxes[:, 2:] < boxes[:, :2]).any()
-    complete = look(picture, threshold=0.0, seed=1, cut_to_picture=False)
+    complete = look(picture, threshold=0.0, seed=2, cut_to_picture=False)
     assert len(complete.objects) == len(boxes) and any(found.keypoints for found in complete.objects)
 
 
