@@ -4,6 +4,7 @@ A part is a flat array `x, y, x, y, ...` in pixels, a polygon a list of parts wh
 (height, width)."""
 
 import heapq
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -195,14 +196,15 @@ def rasterize(samples: Sequence[Sequence[np.ndarray]], size: tuple[int, int], th
     window = bottom - top, right - left
     if 0 in window:
         return MaskWindow(np.zeros((0, 0), np.uint8), 0, 0, size)
-    counts = np.zeros(window, np.uint16)
+    counts = np.zeros(window, np.uint16, order="F")  # as COCO's code has its masks: column after column
     for parts in samples:
         if parts:
             # One run length per part. `frPyObjects` must not do this: it takes a part of two points for a box.
             moved = [(part.reshape(-1, 2) - (left, top)).reshape(-1) for part in parts]
             rles = _require_coco_mask()._mask.frPoly(moved, *window)
             counts += coco_mask.decode(coco_mask.merge(rles))
-    return MaskWindow((counts / len(samples) >= threshold).astype(np.uint8), top, left, size)
+    is_inside = (np.arange(len(samples) + 1) / len(samples) >= threshold).astype(np.uint8)
+    return MaskWindow(np.ascontiguousarray(is_inside[counts]), top, left, size)
 
 
 def mask_to_rle(mask: np.ndarray) -> dict[str, Any]:
@@ -318,55 +320,87 @@ def mask_to_parts(mask: np.ndarray, top: int = 0, left: int = 0) -> list[np.ndar
     for turn in (3, 0, 1):  # left, straight on, and rather than those right: regions that touch at a corner stay apart
         found = edge_at[(directions + turn) % 4, ends]
         following = np.where(found >= 0, found, following)
-    return _closed_outlines(inside, vertices, directions, following.tolist(), edge_at, (top, left))
+    order, starts = _loops(following.tolist())
+    return _closed_outlines(inside, vertices, directions, order, starts, edge_at, (top, left))
 
 
-def _closed_outlines(inside, vertices, directions, following, edge_at, offset) -> list[np.ndarray]:
-    """Walk the edges, put holes into the outlines around them, and leave out points on straight lines."""
+def _loops(following: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Edges in the order in which they are walked, loop after loop, and where each loop begins."""
+    order, starts, is_seen = [], [], bytearray(len(following))
+    for edge in range(len(following)):
+        if not is_seen[edge]:
+            starts.append(len(order))
+            while not is_seen[edge]:
+                is_seen[edge] = True
+                order.append(edge)
+                edge = following[edge]
+    return np.array(order), np.array(starts)
+
+
+def _closed_outlines(inside, vertices, directions, order, starts, edge_at, offset) -> list[np.ndarray]:
+    """Put holes into the outlines around them, and leave out points on straight lines.
+
+    All loops are worked on at once: a mask of noise has thousands, and what is done one by one takes long."""
     width = inside.shape[1] + 1
-    is_seen = [False] * len(following)
-    outlines, holes = [], []
-    for first in range(len(following)):
-        if is_seen[first]:
-            continue
-        loop, edge = [], first
-        while not is_seen[edge]:
-            is_seen[edge] = True
-            loop.append(edge)
-            edge = following[edge]
-        x, y = vertices[loop].T
-        area = np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))
-        if area > 0:
-            outlines.append((area, loop))
-        else:  # of the edges that go down at its left end, the topmost one is where the bridge arrives
-            goes_down = np.array(loop)[directions[loop] == 1]
-            arrival = goes_down[np.lexsort(vertices[goes_down].T[::-1])[0]]
-            position = loop.index(arrival)
-            holes.append((vertices[arrival, 0], loop[position:] + loop[:position]))
+    ends = np.append(starts[1:], len(order))
+    in_order = vertices[order]
+    x, y = in_order.T
+    after = _neighbours(starts, len(order), 1)
+    areas = np.add.reduceat(x * y[after] - y * x[after], starts)
+    holes = np.flatnonzero(areas <= 0)
 
-    bridges = {}  # edge -> points between its start and its end
-    for x, loop in sorted(holes, key=lambda hole: hole[0], reverse=True):  # a bridge leads to the left
-        points = _walk(loop, vertices, bridges)
-        y = points[0][1]
-        outside = np.nonzero(~inside[y, :x])[0]
-        shore = int(outside[-1]) + 1 if len(outside) else 0
-        edge = int(edge_at[3, (y + 1) * width + shore])
-        bridges[edge] = [(shore, y), *points, points[0]]
-    parts = []
-    for _, loop in sorted(outlines, key=lambda outline: -outline[0]):
-        points = np.array(_walk(loop, vertices, bridges))
-        direction = np.sign(np.roll(points, -1, axis=0) - points)
-        corners = points[(direction != np.roll(direction, 1, axis=0)).any(-1)]
-        parts.append((corners + (offset[1], offset[0])).astype(np.float64).reshape(-1))
-    return parts
+    bridges: dict[int, list[np.ndarray]] = {}  # edge -> points between its start and its end, in pieces
+    has_bridge = np.zeros(len(order), np.bool_)
+    if len(holes):
+        # Of the edges that go down at a hole's left end, the topmost one is where the bridge arrives.
+        rank = np.where(directions[order] == 1, x * (inside.shape[0] + 1) + y, np.iinfo(np.int64).max)
+        is_arrival = rank == np.repeat(np.minimum.reduceat(rank, starts), ends - starts)
+        arrivals = np.flatnonzero(is_arrival)[holes]  # one in every loop, whole outlines too
+        last_outside = np.maximum.accumulate(np.where(inside, -1, np.arange(inside.shape[1])), axis=1)
+        rows, shores = y[arrivals], last_outside[y[arrivals], x[arrivals] - 1] + 1  # a bridge leads to the left
+        edges = edge_at[3, (rows + 1) * width + shores]
+        for number in np.argsort(-x[arrivals], kind="stable").tolist():
+            first, end, arrival = starts[holes[number]], ends[holes[number]], arrivals[number]
+            loop = np.concatenate([order[arrival:end], order[first:arrival]])
+            walked = _walk(loop, vertices, bridges, has_bridge)
+            bridges[int(edges[number])] = [np.array([[shores[number], rows[number]]]), *walked, walked[0][:1]]
+            has_bridge[edges[number]] = True
+
+    outlines = np.flatnonzero(areas > 0)
+    outlines = outlines[np.argsort(-areas[outlines], kind="stable")]
+    is_crossed = np.maximum.reduceat(has_bridge[order], starts)
+    walks = [
+        _walk(order[starts[number] : ends[number]], vertices, bridges, has_bridge)
+        if is_crossed[number]
+        else [in_order[starts[number] : ends[number]]]
+        for number in outlines.tolist()
+    ]
+    points = np.concatenate([piece for walk in walks for piece in walk])
+    starts = np.cumsum([0, *(sum(map(len, walk)) for walk in walks[:-1])])
+    direction = np.sign(points[_neighbours(starts, len(points), 1)] - points)
+    is_corner = (direction != direction[_neighbours(starts, len(points), -1)]).any(-1)
+    corners = (points[is_corner] + (offset[1], offset[0])).astype(np.float64)
+    borders = np.append(0, np.add.reduceat(is_corner, starts, dtype=np.int64).cumsum()).tolist()
+    return [corners[first:end].reshape(-1) for first, end in itertools.pairwise(borders)]
 
 
-def _walk(loop: list[int], vertices: np.ndarray, bridges: dict[int, list]) -> list[tuple[int, int]]:
-    points = []
-    for edge, vertex in zip(loop, vertices[loop].tolist()):
-        points.append(tuple(vertex))
-        points += bridges.get(edge, ())
-    return points
+def _neighbours(starts: np.ndarray, length: int, step: int) -> np.ndarray:
+    """Index of the next (`step` 1) or previous (-1) entry of every entry in `length` entries of closed loops."""
+    index, ends = np.arange(length) + step, np.append(starts[1:], length)
+    if step == 1:
+        index[ends - 1] = starts
+    else:
+        index[starts] = ends - 1
+    return index
+
+
+def _walk(loop: np.ndarray, vertices: np.ndarray, bridges: dict, has_bridge: np.ndarray) -> list[np.ndarray]:
+    """Points of a loop of edges, over the bridges that begin in it, in pieces `(num_points, 2)`."""
+    points, pieces, begin = vertices[loop], [], 0
+    for position in np.flatnonzero(has_bridge[loop]).tolist():
+        pieces += [points[begin : position + 1], *bridges[int(loop[position])]]
+        begin = position + 1
+    return [*pieces, points[begin:]]
 
 
 def _require_coco_mask():
