@@ -4,12 +4,15 @@ torch gives float32 products on a processor to MKL. For the shapes of decoding, 
 processors that are not Intel's for all shapes, oneDNN's kernels take a half to a fourth of the time (README, speed of
 decoding). torch brings them along for the code that its compiler writes; they read the weight as it is."""
 
+import platform
+
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-try:
-    onednn_linear = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
+try:  # measured on x86 only
+    has_onednn = torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
+    onednn_linear = torch.ops.mkldnn._linear_pointwise.default if has_onednn else None
 except (AttributeError, RuntimeError):  # another build of torch
     onednn_linear = None
 
