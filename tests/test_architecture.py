@@ -48,6 +48,8 @@ MAY_IMPORT = {
     "prediction_dataset": {"data", "command", "engine", "prediction", "prediction_shards", "flat"},
     "prediction_folder": {"data", "results", "flat"},
     "prediction_shards": {"prediction_folder", "results", "flat"},
+    "app": {"app", "data", "engine", "given_boxes", "prediction_folder", "results", "streaming", "visualization"}
+    | {"flat"},
     "export": {"flat"},
     "registration": {"flat"},
 }
@@ -193,6 +195,12 @@ def test_imports_point_in_the_allowed_directions(path):
 def test_tensorflow_stays_in_the_conversion(path):
     if not path.is_relative_to(ROOT / "conversion"):
         assert "tensorflow" not in {module[0] for module, _, _ in imports_of(path) if module}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_gradio_stays_in_the_web_page(path):
+    if path not in (PACKAGE / "app" / "page.py", PACKAGE / "app" / "server.py"):
+        assert not {"gradio"} & {module[0] for module, _, _ in imports_of(path) if module}
 
 
 @pytest.mark.parametrize("path", ALL_FILES, ids=name_of)

@@ -28,6 +28,7 @@ COMMANDS = {
     "benchmark": Command("pix2seq_hf.benchmark", "measure how fast a model is on this machine, as a table and a plot"),
     "card": Command("pix2seq_hf.card", "write the model card of a model folder, with the results of evaluations"),
     "data": Command("pix2seq_hf.data.command", "look into data sets, find what is wrong, convert them to parquet"),
+    "app": Command("pix2seq_hf.app.command", "show what a model finds in a web page on this machine"),
     "demo": Command("pix2seq_hf.demo", "train on drawn pictures and detect in a new one, offline, in minutes"),
     "completion": Command("pix2seq_hf.completion", "write the script that completes these commands with the tab key"),
 }

@@ -1,0 +1,97 @@
+"""How the web page is served: a private temporary folder, no network, nothing that gradio would tell anybody."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pix2seq_hf.app.files import swept, temporary_folder
+from pix2seq_hf.app.limits import Limits
+
+REMEDY = "the web page needs gradio: pip install 'pix2seq_hf[demo]'"
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables while the context lasts."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def check_gradio():
+    """Raise ImportError with the remedy if gradio is not there."""
+    try:
+        import gradio  # noqa: F401
+    except ImportError:
+        raise ImportError(REMEDY) from None
+
+
+@contextmanager
+def serve(
+    model: Any, processor: Any, limits: Limits, host: str = "127.0.0.1", port: int | None = None, title: str = "model"
+) -> Iterator[str]:
+    r"""Serve the page of a model while the context lasts.
+
+    Args:
+        model, processor: See [`run_tasks`].
+        limits ([`Limits`]): What visitors may ask for.
+        host (`str`): Address to listen on; `0.0.0.0` is all of this machine.
+        port (`int`, *optional*): By default the first free one from 7860.
+        title (`str`): Name of the model.
+    Yields:
+        `str`: The page's address.
+    Raises:
+        ImportError: If gradio is not installed.
+        OSError: If the port is taken, or the address is not of this machine."""
+    with temporary_folder() as folder:
+        # gradio reads the first of them when it makes components and when it serves files.
+        quiet = {
+            "GRADIO_TEMP_DIR": str(folder),
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        with environment(quiet):
+            check_gradio()
+            from pix2seq_hf.app.guard import Guard
+            from pix2seq_hf.app.page import STYLE, THEME, Desk, build_page
+
+            page = build_page(Desk(model, processor, limits, folder / "results"), title, folder / "examples")
+            with swept(folder, limits.keep_minutes):
+                try:
+                    _, address, _ = page.launch(
+                        server_name=host,
+                        server_port=port,
+                        prevent_thread_lock=True,
+                        share=False,
+                        inbrowser=False,
+                        quiet=True,
+                        show_error=False,
+                        footer_links=[],
+                        allowed_paths=[str(folder)],
+                        max_file_size=limits.max_bytes,
+                        enable_monitoring=False,
+                        run_history=False,
+                        mcp_server=False,
+                        ssr_mode=False,
+                        pwa=False,
+                        theme=THEME,
+                        css=STYLE,
+                        app_kwargs={"middleware": [(Guard, (), {"limits": limits})], "docs_url": None},
+                    )
+                    yield address
+                finally:
+                    page.close(verbose=False)
+
+
+def model_title(folder: str) -> str:
+    """The name of a model folder."""
+    return Path(folder).resolve().name
