@@ -93,7 +93,7 @@ def curve_chart(
 
 
 def line_chart(title: str, curves: Sequence[Curve], x_name: str, y_name: str) -> Chart:
-    """Lines through measured points, over axes that begin at 0; names stand above each other in the upper left."""
+    """Lines through measured points, over axes that begin at 0; their names above the plot or, of many, within it."""
     x_ticks, y_ticks = (
         nice_ticks(max((float(np.max(values)) for values in sides), default=1.0))
         for sides in ([curve.x for curve in curves], [curve.y for curve in curves])
@@ -108,11 +108,14 @@ def line_chart(title: str, curves: Sequence[Curve], x_name: str, y_name: str) ->
         points = tuple(_place(x / x_ticks[-1], y / y_ticks[-1]) for x, y in zip(curve.x, curve.y, strict=True))
         shapes.append(Shape("line", points, curve.color, 1.6 if curve.is_dashed else 2.4, curve.is_dashed))
         shapes += [Shape("rectangle", ((x - 3, y - 3), (x + 3, y + 3)), curve.color) for x, y in points]
-    for number, curve in enumerate(curves):
-        legend = _legend([(curve.name, curve.color, curve.is_dashed)])
-        left, top = 14, TOP - 38 + 4 + 18 * number
-        moved = [shape._replace(points=tuple((x + left, y + top) for x, y in shape.points)) for shape in legend]
-        shapes += moved
+    entries = [(curve.name, curve.color, curve.is_dashed) for curve in curves]
+    font = ImageFont.load_default(TYPE)
+    if LEFT + sum(42 + 1.12 * font.getlength(name) for name, *_ in entries) <= WIDTH:
+        return Chart(title, (WIDTH, HEIGHT), [*shapes, *_legend(entries)])
+    for number, entry in enumerate(entries):  # below each other, where more of x has not made more of y yet
+        right, down = 14, TOP - 26 + 18 * number
+        for shape in _legend([entry]):
+            shapes.append(shape._replace(points=tuple((x + right, y + down) for x, y in shape.points)))
     return Chart(title, (WIDTH, HEIGHT), shapes)
 
 
