@@ -207,6 +207,26 @@ def test_api_pages_name_what_is_public():
         assert f".{name}\n" in text, f"no page of docs/api has {name}"
 
 
+def test_docstrings_of_the_house_are_read():
+    griffe = pytest.importorskip("griffe", reason='the documentation\'s tools are not installed: pip install ".[docs]"')
+    spec = importlib.util.spec_from_file_location("docstrings", DOCS / "docstrings.py")
+    docstrings = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(docstrings)
+    text = docstrings.rewrite(
+        "Read [`~data.hub.read`].\n\nArgs:\n"
+        "    first (`torch.Tensor` of shape `(2,)`): One.\n"
+        "    second, third\n        (`int`, *optional*, defaults to 3): Two.\n"
+        "    config ([`Pix2SeqConfig`]): Three.\nReturns:\n    `int`.\nRaises:\n    ValueError: If not."
+    )
+    summary, arguments, returned, raised = griffe.Docstring(text).parse("google", warnings=False)
+    assert summary.value == "Read `data.hub.read`."
+    assert [(item.name, str(item.annotation)) for item in arguments.value] == [
+        ("first", "torch.Tensor of shape (2,)"), ("second, third", "int, optional, default 3"),
+        ("config", "Pix2SeqConfig"),
+    ]  # fmt: skip
+    assert returned.kind.value == "returns" and raised.value[0].annotation == "ValueError"
+
+
 class Loaded(HTMLParser):
     """What a page makes a browser load."""
 
