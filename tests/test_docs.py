@@ -147,6 +147,19 @@ def test_commands_have_options_that_exist(where, name, arguments, capsys):
         assert value is None or {*value.split(",")} <= {"all", *TASKS}, where
 
 
+def test_commands_of_the_tour_run(desk, capsys):
+    """All but those that train, download, or wait for visitors; on fewer pictures."""
+    ran = []
+    for where, name, arguments in COMMANDS:
+        if where.startswith("tour.md:") and name in ("predict", "data", "evaluate"):
+            arguments = ["6" if argument in ("200", "20") else argument for argument in arguments]
+            assert cli.main([name, *arguments, *([] if "inspect" in arguments else ["--quiet"])]) == 0, where
+            ran.append(name)
+    assert ran == ["predict", "data", "data", "evaluate"]
+    assert {path.name for path in Path("found").iterdir()} >= {"street.png", "results.json", "object_detection.json"}
+    assert Path("sheet.png").is_file() and Path("report/object_detection.html").is_file()
+
+
 def test_the_commands_are_found():
     assert {name for _, name, _ in COMMANDS} >= {*cli.COMMANDS} - {"card", "demo"}
     assert len(COMMANDS) > 40
