@@ -116,7 +116,7 @@ def test_limits_are_above_0(name):
         (b"\x89PNG\r\n\x1a\n broken", "bad.png: "),
         (b"hello", "bad.png: is not a picture"),
         (b"", "bad.png: is empty"),
-        (bytes(2_000_001), "bad.png: has 2.0 MB, the limit is 2 MB"),
+        (bytes(2_100_000), "bad.png: has 2.0 MB, the limit is 2 MB"),
     ],
 )
 def test_bad_uploads_are_one_line(tmp_path, content, message):

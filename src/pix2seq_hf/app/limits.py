@@ -44,7 +44,7 @@ class Limits:
     @property
     def max_bytes(self) -> int:
         """Of one file."""
-        return int(self.max_megabytes * 1_000_000)
+        return int(self.max_megabytes * 2**20)  # as gradio counts when it says what is too large
 
     @property
     def max_pixels(self) -> int:
@@ -113,7 +113,7 @@ def read_upload(path: str, name: str, limits: Limits) -> Image.Image:
     except OSError:
         raise PictureError(f"{name}: was deleted after {limits.keep_minutes:g} minutes; upload it again") from None
     if size > limits.max_bytes:
-        raise PictureError(f"{name}: has {size / 1e6:.1f} MB, the limit is {limits.max_megabytes:g} MB")
+        raise PictureError(f"{name}: has {size / 2**20:.1f} MB, the limit is {limits.max_megabytes:g} MB")
     return load_picture(Path(path).read_bytes(), limits.max_pixels, name)  # messages know no path then
 
 

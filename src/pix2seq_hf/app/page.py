@@ -55,7 +55,6 @@ STYLE = """
 .found .color { display: inline-block; width: 0.8em; height: 0.8em; margin-right: 0.5em; border-radius: 3px; }
 .found .scroll { max-height: 22rem; overflow: auto; }
 @media (max-width: 760px) {
-  .gradio-container { padding: 0.5rem !important; }
   #layout { grid-template: "pick" "found" "options" / 1fr; }
   .found .wide { display: none; }
 }
@@ -66,25 +65,21 @@ ON_LOAD = """() => { for (const name of ['status', 'batch-status']) {
   if (part) { part.setAttribute('role', 'status'); part.setAttribute('aria-live', 'polite'); } } }"""
 
 
-class UploadedPicture(gr.Image):
-    """An image field that hands over the file and its name, and leaves opening it to [`read_upload`]."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> tuple[str, str] | None:
-        if payload is None or payload.path is None:
-            return None
-        return payload.path, readable_name(payload.orig_name or Path(payload.path).name)
+# In place of the `preprocess` of gradio's fields, which opens pictures of any size and says of broken ones what Pillow
+# says. Not methods of sub-classes: gradio writes a file beside the source of every class that is made of its own.
 
 
-class UploadedFiles(gr.File):
-    """A field for many files that hands over each with its name."""
+def uploaded_picture(payload: Any) -> tuple[str, str] | None:
+    """The file of an image field and what the visitor calls it; [`read_upload`] opens it."""
+    if payload is None or payload.path is None:
+        return None
+    return payload.path, readable_name(payload.orig_name or Path(payload.path).name)
 
-    is_template = True
 
-    def preprocess(self, payload: Any) -> list[tuple[str, str]]:
-        files = [] if payload is None else getattr(payload, "root", [payload])
-        return [(file.path, readable_name(file.orig_name or Path(file.path).name)) for file in files]
+def uploaded_files(payload: Any) -> list[tuple[str, str]]:
+    """The files of a field for many, each with its name."""
+    files = [] if payload is None else getattr(payload, "root", [payload])
+    return [(file.path, readable_name(file.orig_name or Path(file.path).name)) for file in files]
 
 
 def status_html(text: str, kind: str = "", rest: Sequence[str] = ()) -> str:
@@ -284,31 +279,38 @@ def build_page(desk: Desk, title: str, example_folder: Path) -> gr.Blocks:
             f"{len(config.id2label)} classes."
         )
         with gr.Row(elem_id="layout"):
-            with gr.Column(elem_id="pick"):
-                with gr.Tabs() as tabs:
-                    with gr.Tab("One picture", id="one"):
-                        upload = UploadedPicture(
-                            label="Picture",
-                            sources=["upload", "webcam", "clipboard"],
-                            height=300,
-                            elem_id="upload",
-                            buttons=[],
-                        )
-                        gr.Examples(draw_examples(example_folder), upload, label="Drawn examples")
-                        with gr.Row():
-                            start = gr.Button("Look", variant="primary", elem_id="look", min_width=100)
-                            stop = gr.Button("Stop", elem_id="stop", min_width=100)
-                    with gr.Tab("Many pictures", id="many"):
-                        uploads = UploadedFiles(
-                            label=f"Pictures (up to {limits.max_files})",
-                            file_count="multiple",
-                            file_types=list(PICTURE_SUFFIXES),
-                            elem_id="uploads",
-                            height=240,
-                        )
-                        with gr.Row():
-                            start_all = gr.Button("Look at all", variant="primary", elem_id="look-all", min_width=100)
-                            stop_all = gr.Button("Stop", elem_id="stop-all", min_width=100)
+            with gr.Column(elem_id="pick"), gr.Tabs():
+                with gr.Tab("One picture") as one_tab:
+                    upload = gr.Image(
+                        label="Picture",
+                        sources=["upload", "webcam", "clipboard"],
+                        height=300,
+                        elem_id="upload",
+                        buttons=[],
+                    )
+                    paths = draw_examples(example_folder)
+                    examples = gr.Dataset(
+                        label="Drawn examples",
+                        components=[upload],
+                        samples=[[path] for path in paths],
+                        type="index",
+                        elem_id="examples",
+                    )
+                    with gr.Row():
+                        start = gr.Button("Look", variant="primary", elem_id="look", min_width=100)
+                        stop = gr.Button("Stop", elem_id="stop", min_width=100)
+                with gr.Tab("Many pictures") as many_tab:
+                    uploads = gr.File(
+                        label=f"Pictures (up to {limits.max_files})",
+                        file_count="multiple",
+                        file_types=list(PICTURE_SUFFIXES),
+                        elem_id="uploads",
+                        height=240,
+                    )
+                    with gr.Row():
+                        start_all = gr.Button("Look at all", variant="primary", elem_id="look-all", min_width=100)
+                        stop_all = gr.Button("Stop", elem_id="stop-all", min_width=100)
+            with gr.Column(elem_id="options"):
                 gr.Markdown(f"<small>Pictures of {limits}; {limits.max_seconds:g} s per picture. They are deleted "
                             f"{limits.keep_minutes:g} minutes after their last use.</small>")  # fmt: skip
                 chosen = gr.CheckboxGroup(
@@ -347,6 +349,8 @@ def build_page(desk: Desk, title: str, example_folder: Path) -> gr.Blocks:
                     )
                     archive = gr.DownloadButton("All results (ZIP)", interactive=False, elem_id="get-archive")
 
+        # They keep these as long as no event returns a new field, only values: not `gr.Examples`, for example.
+        upload.preprocess, uploads.preprocess = uploaded_picture, uploaded_files
         fields = [chosen, threshold, classes, samples]
         start.click(
             desk.look_once, [upload, *fields], [drawing, status, table, picture_file, json_file], **running
@@ -354,9 +358,10 @@ def build_page(desk: Desk, title: str, example_folder: Path) -> gr.Blocks:
         start_all.click(desk.look_at_all, [uploads, *fields], [gallery, batch_status, archive], **running)
         stop.click(desk.stop, **quick)
         stop_all.click(desk.stop, **quick)
-        tabs.change(
-            lambda tab: (gr.Column(visible=tab == "one"), gr.Column(visible=tab == "many")), tabs, [one, many], **quick
-        )
+        examples.click(lambda number: paths[number], examples, upload, **quick)
+        for tab, is_one in ((one_tab, True), (many_tab, False)):
+            columns = gr.Column(visible=is_one), gr.Column(visible=not is_one)
+            tab.select(lambda columns=columns: columns, None, [one, many], **quick)
         page.load(None, js=ON_LOAD)
         page.unload(desk.leave)
     return page.queue(max_size=limits.max_waiting)
