@@ -1,6 +1,7 @@
 """benchmark.py, timed_run.py: `pix2seq benchmark` on small models. Nothing depends on how fast the machine is."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_table_json_and_plot(detector, tmp_path, capfd):
     captured = capfd.readouterr()
     assert "24/24" in captured.err  # 8 cases, one run to warm up and two that count
     first, second, *_ = captured.out.splitlines()
-    assert first.startswith(f"{detector}: ") and first.endswith("input of 32 x 48; 2 repetitions")
+    assert first.startswith(f"{detector}: ") and first.endswith("input of 32 x 48; 2 runs, time that passed")
     assert f"{torch.get_num_threads()} threads" in second and f"torch {torch.__version__}" in second
     header, _, *rows = table_of(captured.out)
     assert header == ["task", "weights", "batch", "objects", *PARTS, "ms per picture", "pictures/s"]
@@ -145,6 +146,22 @@ def test_the_plot_shows_more_time_for_more_objects():
               for color in (blue, orange)}  # fmt: skip
     assert max(places[blue])[1] < min(places[blue])[1]  # rises to the right, whatever the order of the measurements
     assert max(places[orange])[0] < max(places[blue])[0]  # one point, at half of the objects
+
+
+def test_processor_time_does_not_pass_while_nothing_is_done(detector, monkeypatch, tmp_path):
+    detect = TimedRun._generate
+
+    def wait(self, *args, **options):
+        time.sleep(0.4)
+        return detect(self, *args, **options)
+
+    monkeypatch.setattr(TimedRun, "_generate", wait)  # before its clock starts, so the time counts as what comes after
+    seconds = {}
+    for name, option in (("passed", []), ("processor", ["--processor-time"])):
+        file = tmp_path / f"{name}.json"
+        assert benchmark(detector, "--objects", 1, "--json", file, *option) == 0
+        seconds[name] = [run["post-processing"] for run in json.loads(file.read_text())["measurements"][0]["seconds"]]
+    assert min(seconds["passed"]) > 0.4 > max(seconds["processor"])
 
 
 def test_a_drawn_scene_needs_no_files():
