@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import sys
 import threading
 import time
 
@@ -284,7 +285,7 @@ def test_long_requests():
 
 
 def test_missing_gradio_is_one_line(monkeypatch, capsys, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "gradio", None)
+    monkeypatch.setitem(sys.modules, "gradio", None)
     assert cli.main(["app", "--model", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"pix2seq app: error: {server.REMEDY}\n"
 

@@ -45,6 +45,7 @@ STYLE = """
   background: var(--background-fill-secondary); overflow-wrap: anywhere; }
 .status.problem { border-left-color: #dc2626; }
 .status.done { border-left-color: #16a34a; }
+.status progress { display: block; width: 100%; height: 6px; margin: 0.5rem 0; accent-color: var(--primary-500); }
 .status .rest { display: block; opacity: 0.75; }
 .found blockquote { margin: 0 0 0.75rem; padding: 0.2rem 0.9rem; border-left: 4px solid var(--border-color-primary); }
 .found table { width: 100%; margin: 0; border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -82,10 +83,11 @@ def uploaded_files(payload: Any) -> list[tuple[str, str]]:
     return [(file.path, readable_name(file.orig_name or Path(file.path).name)) for file in files]
 
 
-def status_html(text: str, kind: str = "", rest: Sequence[str] = ()) -> str:
-    """One line about what is going on, `kind` "", "done" or "problem", and further lines under it."""
+def status_html(text: str, kind: str = "", rest: Sequence[str] = (), share: float | None = None) -> str:
+    """One line about what is going on, `kind` "", "done" or "problem", a bar, and further lines under it."""
+    bar = "" if share is None else f'<progress value="{share:.3f}" aria-label="pictures that are done"></progress>'
     lines = "".join(f'<span class="rest">{html.escape(line)}</span>' for line in rest)
-    return f'<div class="status {kind}">{html.escape(text)}{lines}</div>'
+    return f'<div class="status {kind}">{html.escape(text)}{bar}{lines}</div>'
 
 
 def found_html(result: Pix2SeqResult) -> str:
@@ -208,7 +210,8 @@ class Desk:
         for number, (path, name) in enumerate(uploads, start=1):
             if stop.is_set():
                 break
-            yield shown, status_html(f"Picture {number} of {len(uploads)}: {name} …", rest=problems), no_file
+            text, share = f"Picture {number} of {len(uploads)}: {name} …", (number - 1) / len(uploads)
+            yield shown, status_html(text, rest=problems, share=share), no_file
             try:
                 picture = read_upload(path, name, self.limits)
                 watch = Watch(self.limits.max_seconds, stop)
@@ -221,7 +224,7 @@ class Desk:
             if update.problem:
                 problems.append(f"{name}: {update.problem}")
             output.write(Source(Path(name), None, None, lambda: None), number, update.result)
-            shown.append((save_shown(update.result, folder, number), f"{name}: {summary(update.result)}"))
+            shown.append((save_shown(update.result, folder, number), name))
         output.finish()
         archive = shutil.make_archive(str(folder / "found"), "zip", folder / "found")
         shutil.rmtree(folder / "found")
