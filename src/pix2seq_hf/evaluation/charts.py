@@ -102,7 +102,10 @@ def line_chart(title: str, curves: Sequence[Curve], x_name: str, y_name: str) ->
         x_name,
         y_name,
         [(tick / x_ticks[-1], f"{tick:g}") for tick in x_ticks],
-        [(tick / y_ticks[-1], f"{tick:,g}") for tick in y_ticks],
+        [
+            (tick / y_ticks[-1], f"{tick / 1000:g}k" if y_ticks[-1] >= 1e4 and tick else f"{tick:,g}")
+            for tick in y_ticks
+        ],
     )
     for curve in curves:
         points = tuple(_place(x / x_ticks[-1], y / y_ticks[-1]) for x, y in zip(curve.x, curve.y, strict=True))
