@@ -24,6 +24,7 @@ SHOWN_SIDE = 1280  # longest side in pixels of the pictures on the page; downloa
 SECONDS_BETWEEN_DRAWINGS = 0.3
 EXAMPLES = ((3, (480, 640)), (11, (640, 480)), (19, (480, 640)))  # number of a drawn scene, height and width
 MOST_SAMPLES = 16
+FAILURE = "That did not work: too many are waiting, or the server had to give up. Try again in a minute."
 
 THEME = gr.themes.Default(
     primary_hue="indigo",
@@ -233,6 +234,11 @@ class Desk:
         file = gr.DownloadButton(value=archive, interactive=True) if shown else no_file
         yield shown, status_html(text, kind, problems), file
 
+    def announce(self, request: gr.Request) -> str:
+        """Say that a request waits for its turn; what the visitor asked for before is stopped."""
+        self.visits.stop(request.session_hash)
+        return status_html("Waiting for a turn …")
+
     def stop(self, request: gr.Request):
         """Stop what the visitor has asked for."""
         self.visits.stop(request.session_hash)
@@ -273,7 +279,7 @@ def build_page(desk: Desk, title: str, example_folder: Path) -> gr.Blocks:
     settings = (desk.model.generation_config.task_settings or {}) if desk.model.generation_config else {}
     num_samples = settings.get("11", {}).get("num_return_sequences", 8)
     private = {"api_visibility": "private", "show_progress": "hidden"}
-    running = {**private, "concurrency_limit": 1, "concurrency_id": "model", "trigger_mode": "once"}
+    running = {**private, "concurrency_limit": 1, "concurrency_id": "model", "trigger_mode": "always_last"}
     quick = {**private, "queue": False}
 
     with gr.Blocks(title=f"Pix2Seq: {title}", analytics_enabled=False) as page:
@@ -355,10 +361,12 @@ def build_page(desk: Desk, title: str, example_folder: Path) -> gr.Blocks:
         # They keep these as long as no event returns a new field, only values: not `gr.Examples`, for example.
         upload.preprocess, uploads.preprocess = uploaded_picture, uploaded_files
         fields = [chosen, threshold, classes, samples]
-        start.click(
-            desk.look_once, [upload, *fields], [drawing, status, table, picture_file, json_file], **running
-        )  # fmt: skip
-        start_all.click(desk.look_at_all, [uploads, *fields], [gallery, batch_status, archive], **running)
+        for button, act, inputs, outputs, line in (
+            (start, desk.look_once, upload, [drawing, status, table, picture_file, json_file], status),
+            (start_all, desk.look_at_all, uploads, [gallery, batch_status, archive], batch_status),
+        ):
+            run = button.click(desk.announce, None, line, **quick).then(act, [inputs, *fields], outputs, **running)
+            run.failure(lambda: status_html(FAILURE, "problem"), None, line, **quick)
         stop.click(desk.stop, **quick)
         stop_all.click(desk.stop, **quick)
         examples.click(lambda number: paths[number], examples, upload, **quick)
