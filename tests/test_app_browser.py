@@ -115,6 +115,17 @@ def test_no_file_outside_of_the_folder_is_looked_at(site, pictures):
     assert not end["success"] and not any("good" in name for name in temporary_files(site))
 
 
+def test_a_port_that_is_taken(site, model):
+    port = int(site.rpartition(":")[2])
+    before = os.environ["GRADIO_TEMP_DIR"]
+    with (
+        pytest.raises(OSError, match=rf"127.0.0.1: port {port} is taken, .*; choose another --port or --host"),
+        server.serve(model, multitask_processor(model.config), LIMITS, port=port),
+    ):
+        pass
+    assert os.environ["GRADIO_TEMP_DIR"] == before and Path(before).is_dir()
+
+
 def test_nothing_is_said_to_others(site):
     config = json.loads(request(f"{site}/config")[1])
     assert config["analytics_enabled"] is False and config["footer_links"] == []

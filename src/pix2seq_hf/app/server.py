@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pix2seq_hf.app.files import swept, temporary_folder
+from pix2seq_hf.app.guard import Guard
 from pix2seq_hf.app.limits import Limits
 
 REMEDY = "the web page needs gradio: pip install 'pix2seq_hf[demo]'"
@@ -64,35 +65,43 @@ def serve(
         }
         with environment(quiet):
             check_gradio()
-            from pix2seq_hf.app.guard import Guard
             from pix2seq_hf.app.page import STYLE, THEME, Desk, build_page
 
             page = build_page(Desk(model, processor, limits, folder / "results"), title, folder / "examples")
             with swept(folder, limits.keep_minutes):
                 try:
-                    _, address, _ = page.launch(
-                        server_name=host,
-                        server_port=port,
-                        prevent_thread_lock=True,
-                        share=False,
-                        inbrowser=False,
-                        quiet=True,
-                        show_error=False,
-                        footer_links=[],
-                        allowed_paths=[str(folder)],
-                        max_file_size=limits.max_bytes,
-                        enable_monitoring=False,
-                        run_history=False,
-                        mcp_server=False,
-                        ssr_mode=False,
-                        pwa=False,
-                        theme=THEME,
-                        css=STYLE,
-                        app_kwargs={"middleware": [(Guard, (), {"limits": limits})], "docs_url": None},
-                    )
-                    yield address
+                    yield _launch(page, limits, folder, host, port, theme=THEME, css=STYLE)
                 finally:
                     page.close(verbose=False)
+
+
+def _launch(page: Any, limits: Limits, folder: Path, host: str, port: int | None, **looks) -> str:
+    """Start to serve a page that `looks` so; return its address."""
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            share=False,
+            inbrowser=False,
+            quiet=True,
+            show_error=False,
+            footer_links=[],
+            allowed_paths=[str(folder)],
+            max_file_size=limits.max_bytes,
+            enable_monitoring=False,
+            run_history=False,
+            mcp_server=False,
+            ssr_mode=False,
+            pwa=False,
+            **looks,
+            app_kwargs={"middleware": [(Guard, (), {"limits": limits})], "docs_url": None},
+        )
+    except OSError:
+        places = "7860 and those after it are" if port is None else f"{port} is"
+        advice = "choose another --port or --host"
+        raise OSError(f"{host}: port {places} taken, or it is no address of this machine; {advice}") from None
+    return address
 
 
 def model_title(folder: str) -> str:
