@@ -46,7 +46,11 @@ STYLE = """
   background: var(--background-fill-secondary); overflow-wrap: anywhere; }
 .status.problem { border-left-color: #dc2626; }
 .status.done { border-left-color: #16a34a; }
-.status progress { display: block; width: 100%; height: 6px; margin: 0.5rem 0; accent-color: var(--primary-500); }
+.status progress { display: block; width: 100%; height: 6px; margin: 0.5rem 0; border: 0; border-radius: 3px;
+  appearance: none; overflow: hidden; background: var(--border-color-primary); }
+.status progress::-webkit-progress-bar { background: var(--border-color-primary); }
+.status progress::-webkit-progress-value { background: var(--primary-500); }
+.status progress::-moz-progress-bar { background: var(--primary-500); }
 .status .rest { display: block; opacity: 0.75; }
 .found blockquote { margin: 0 0 0.75rem; padding: 0.2rem 0.9rem; border-left: 4px solid var(--border-color-primary); }
 .found table { width: 100%; margin: 0; border-collapse: collapse; font-variant-numeric: tabular-nums; }
