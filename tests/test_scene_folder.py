@@ -67,7 +67,7 @@ def test_options_as_people_write_them():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": "big"}, "size 'big' of scenes cannot be read: write it like 240x320"),
+        ({"size": "big"}, "size 'big' of scenes cannot be read: write it like 320 or 240x320"),
         ({"objects": "1..3"}, "objects '1..3' of scenes cannot be read: write it like 1-25"),
         ({"objects": "5-2"}, "num_objects 5 to 2"),
         ({"sizes": "3"}, "scenes have no option 'sizes'"),

@@ -132,9 +132,11 @@ def parse_options(settings: Mapping[str, str], **fixed: Any) -> SceneOptions:
                 value = tuple(map(int, value))
             options["num_objects" if name == "objects" else name] = value
         else:
-            raise ValueError(f"scenes have no option {name!r}: there are size, objects and diameters")
+            raise ValueError(
+                f"scenes have no option {name!r}: there are size, objects and diameters, and seed in a name"
+            )
         if value is None:
-            example = {"size": "240x320", "objects": "1-25", "diameters": "10-400"}[name]
+            example = {"size": "320 or 240x320", "objects": "1-25", "diameters": "10-400"}[name]
             raise ValueError(f"{name} {text!r} of scenes cannot be read: write it like {example}")
     return SceneOptions(**options)
 

@@ -88,7 +88,10 @@ def read_scenes(
         ValueError: If neither `image_ids` nor `max_images` ends it."""
     seed, options = parse_name(data)
     if image_ids is None and max_images is None:
-        raise ValueError(f"{data}: has no end: say how many with max_images, or use data.streaming to train")
+        raise ValueError(
+            f"{data}: has no end: say how many with max_images (--max-images N, of training --set data.max_images=N), or "
+            "train without end with --set data.streaming=true"
+        )
     image_ids = list(range(1, max_images + 1) if image_ids is None else image_ids)
     if min(image_ids, default=1) < 1:
         raise ValueError(f"{data}: image_ids count from 1, got {min(image_ids)}")

@@ -301,8 +301,15 @@ def accept_losses(material: build.Material, data: str | Path, output: Path, max_
     now = Counter() if material.is_stream else Counter(picture_digests(material.split.dataset))
     lost = (known - now).total()
     if now - known or not 0 < lost <= most_bad(max_bad, known.total()):
-        gone = f" ({lost} of its {known.total()} pictures are gone)" if known and not now - known else ""
-        raise ValueError(f"{data}: is not the data that {output} was trained on so far{gone}; choose another --output")
+        gone, remedy = "", ""
+        if known and not now - known:
+            gone = f" ({lost} of its {known.total()} pictures are gone)"
+            remedy = f", or go on without them with a --max-bad of {math.ceil(1000 * lost / known.total()) / 1000}"
+        elif known:
+            gone = f" (pictures or annotations have changed or come: {(now - known).total()} of {now.total()})"
+        raise ValueError(
+            f"{data}: is not the data that {output} was trained on so far{gone}; choose another --output{remedy}"
+        )
     logger.warning(
         "%s: %d of the %d pictures that %s began with are gone; it goes on without them, with its samples in another "
         "order", data, lost, known.total(), output,
