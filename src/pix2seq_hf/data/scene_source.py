@@ -89,8 +89,8 @@ def read_scenes(
     seed, options = parse_name(data)
     if image_ids is None and max_images is None:
         raise ValueError(
-            f"{data}: has no end: say how many with max_images (--max-images N, of training --set data.max_images=N), or "
-            "train without end with --set data.streaming=true"
+            f"{data}: has no end: say how many with max_images (--max-images N, in training --set data.max_images=N), "
+            "or train without end with --set data.streaming=true"
         )
     image_ids = list(range(1, max_images + 1) if image_ids is None else image_ids)
     if min(image_ids, default=1) < 1:
