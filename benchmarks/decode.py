@@ -21,8 +21,6 @@ of encoder and steps. The number of threads is torch's own choice: set OMP_NUM_T
 import argparse
 import copy
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -31,13 +29,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-import transformers
 from tqdm import tqdm
 from transformers import StoppingCriteria
 from transformers.modeling_outputs import BaseModelOutput
 
-import pix2seq_hf
 from machine_limits import MachineSpeed, StepWork, measure_machine, step_work
+from pix2seq_hf.benchmark import describe, describe_machine
 from pix2seq_hf.configuration_pix2seq import Pix2SeqConfig
 from pix2seq_hf.generation_pix2seq import build_generation_config, top_logits
 from pix2seq_hf.modeling_pix2seq import Pix2SeqForConditionalGeneration
@@ -396,30 +393,6 @@ def markdown_table(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]])
 
 
-def describe_machine() -> dict[str, Any]:
-    """What times depend on besides the code."""
-    return {
-        "processor": processor_name(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "pix2seq_hf": pix2seq_hf.__version__,
-    }
-
-
-def processor_name() -> str:
-    """The model name where the system tells it."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def report(results: list[Measurement], speed: MachineSpeed, machine: Mapping[str, Any]) -> str:
     """Everything as text."""
     first = results[0]
@@ -427,9 +400,8 @@ def report(results: list[Measurement], speed: MachineSpeed, machine: Mapping[str
     tokens = ", ".join(f"{result.case} {result.num_tokens}" for result in results)
     return "\n\n".join(
         [
-            f"{machine['processor']}, {machine['threads']} threads, load {machine['load']:.1f} at the start, torch "
-            f"{machine['torch']}, transformers {machine['transformers']}: reads {speed.bytes_per_second / 1e9:.1f} "
-            f"GB/s, multiplies {speed.flops_per_second / 1e9:.0f} GFLOP/s in float32.",
+            f"{describe(machine)}: reads {speed.bytes_per_second / 1e9:.1f} GB/s, multiplies "
+            f"{speed.flops_per_second / 1e9:.0f} GFLOP/s in float32.",
             f"Tokens a sequence: {tokens}; {len(first.reference_seconds)} repetitions. Both ways agree: greedy "
             f"tokens equal, logits within {worst:.1g}.",
             speed_table(results),
@@ -494,7 +466,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.tokens and args.tokens > limit:
         parser.error(f"--tokens {args.tokens}: the models have positions for {limit}")
 
-    machine, results = describe_machine(), []
+    machine, results = describe_machine(torch.device("cpu")), []
     try:
         with tqdm(total=len(cases) * (1 + args.repetitions), unit="part", dynamic_ncols=True) as bar:
             bar.set_description("bandwidth and matmul rate")

@@ -3,9 +3,8 @@
 import base64
 import contextlib
 import hashlib
-import http.server
-import threading
 
+from local_server import QuietHandler, serve
 from pix2seq_hf.conversion.checksums import crc32c
 
 
@@ -29,7 +28,7 @@ class Bucket:
         return steps.pop(0) if len(steps) > 1 else steps[0]
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     def do_GET(self):
         bucket = self.server.bucket
         bucket.requests.append((self.path, self.headers.get("Range")))
@@ -67,21 +66,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body[:amount] if kind == "cut" else body)
         self.close_connection = True
 
-    def log_message(self, *args):
-        pass
-
 
 @contextlib.contextmanager
 def serve_bucket():
     """Serve a new [`Bucket`] while the context lasts."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.bucket = bucket = Bucket()
-    bucket.url = f"http://127.0.0.1:{server.server_address[1]}/bucket"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    bucket = Bucket()
+    with serve(Handler, bucket=bucket) as address:
+        bucket.url = f"{address}/bucket"
         yield bucket
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

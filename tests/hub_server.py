@@ -2,9 +2,9 @@
 
 import base64
 import contextlib
-import http.server
 import json
-import threading
+
+from local_server import QuietHandler, serve
 
 
 class Hub:
@@ -15,7 +15,7 @@ class Hub:
         self.url = None
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self):
@@ -68,21 +68,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def log_message(self, *args):
-        pass
-
 
 @contextlib.contextmanager
 def serve_hub():
     """Serve a new [`Hub`] while the context lasts."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.hub = hub = Hub()
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    hub = Hub()
+    with serve(Handler, hub=hub) as address:
+        hub.url = address
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

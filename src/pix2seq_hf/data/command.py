@@ -17,7 +17,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,13 +148,30 @@ def parse_columns(pairs: Iterable[str]) -> dict[str, Any] | None:
     return columns or None
 
 
+def open_named(
+    args: argparse.Namespace, name: str, tasks: Sequence[str], columns: Mapping[str, Any] | None, problems: Any
+) -> Any:
+    """Open a split as the options say."""
+    from pix2seq_hf.data.sources import open_split
+
+    return open_split(
+        args.data,
+        name,
+        max_images=args.max_images,
+        tasks=tasks,
+        num_keypoints=args.num_keypoints,
+        columns=columns,
+        problems=problems,
+    )
+
+
 def run_inspect(args: argparse.Namespace, columns: dict[str, Any] | None) -> int:
     """Inspect every split; print, draw and write what is asked for."""
     from tqdm import tqdm
 
     from pix2seq_hf.data import inspection
     from pix2seq_hf.data.problems import Problems
-    from pix2seq_hf.data.sources import explain_split, list_parts, open_split
+    from pix2seq_hf.data.sources import explain_split, list_parts
     from pix2seq_hf.outputs import check_file
 
     for option in ("sheet", "json"):
@@ -170,15 +187,7 @@ def run_inspect(args: argparse.Namespace, columns: dict[str, Any] | None) -> int
         try:
             with explain_split(args.data, name, "--split NAME"):
                 tasks = args.tasks.split(",") if args.tasks else inspection.find_tasks(args.data, name, columns)
-                split = open_split(
-                    args.data,
-                    name,
-                    max_images=args.max_images,
-                    tasks=tasks,
-                    num_keypoints=args.num_keypoints,
-                    columns=columns,
-                    problems=problems,
-                )
+                split = open_named(args, name, tasks, columns, problems)
             num_read += 1
             summary = {"tasks": tasks, **inspection.summarize(split)}
             if not args.no_pictures:
@@ -259,7 +268,7 @@ def run_convert(args: argparse.Namespace, columns: dict[str, Any] | None) -> int
     from pix2seq_hf.data import inspection
     from pix2seq_hf.data.convert import check_output, convert_splits, select_rows
     from pix2seq_hf.data.problems import Problems
-    from pix2seq_hf.data.sources import explain_split, list_parts, open_split
+    from pix2seq_hf.data.sources import explain_split, list_parts
     from pix2seq_hf.outputs import make_folder
 
     make_folder(check_output(args.output, args.overwrite).parent, "--output")
@@ -268,15 +277,7 @@ def run_convert(args: argparse.Namespace, columns: dict[str, Any] | None) -> int
     for name in names:
         with explain_split(args.data, name, "--split NAME"):
             tasks = tasks or inspection.find_tasks(args.data, name, columns)
-            split = open_split(
-                args.data,
-                name,
-                max_images=args.max_images,
-                tasks=tasks,
-                num_keypoints=args.num_keypoints,
-                columns=columns,
-                problems=problems,
-            )
+            split = open_named(args, name, tasks, columns, problems)
         if not args.no_check:
             title = f"{name}: decoding"
             with tqdm(total=len(split.dataset), desc=title, unit="picture", disable=args.quiet, leave=False) as bar:

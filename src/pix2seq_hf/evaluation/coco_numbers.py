@@ -158,10 +158,8 @@ def checked_copies(
     # The kind of results is guessed from their fields, so that masks which also have boxes would count as boxes.
     fields = ("image_id", "category_id", "score", FIELDS[iou_type])
     results = [{name: item[name] for name in fields} for item in results if item["image_id"] in counted]
-    for item in results:
-        if iou_type == "segm" and isinstance(
-            item["segmentation"]["counts"], list
-        ):  # which pycocotools takes of objects
+    for item in results if iou_type == "segm" else ():
+        if isinstance(item["segmentation"]["counts"], list):  # pycocotools takes results in the compressed form only
             item["segmentation"] = mask_to_rle(rle_to_mask(dict(item["segmentation"])))
     return truth, results
 
