@@ -202,7 +202,7 @@ def test_lost_pictures_keep_their_rows_where_sizes_are_given(tmp_path, caplog):
     split = read_dataset(path, "train", columns=columns, problems=problems)
     assert split.dataset["image_id"][:] == [1, 2, 3] and split.dataset[1]["labels"] == [2]
     assert (
-        len(problems.lost) == 3 and problems.num_left_out == 2 and "2.png: no such picture" in problems.lost[0].message
+        len(problems.lost) == 3 and len(problems.left_out) == 2 and "2.png: no such picture" in problems.lost[0].message
     )
     with pytest.raises(ValueError, match=r"2\.png: No such file"):
         load_record(split.dataset[1])

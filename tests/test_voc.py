@@ -191,13 +191,13 @@ def test_lost_pictures_can_keep_their_rows(write):
     problems = Problems(lost="kept")
     split = read_voc(folder, "train", problems=problems)
     assert [row | {"image": None} for row in split.dataset] == [row | {"image": None} for row in whole.dataset]
-    assert split.dataset[1]["image"]["path"] == str(folder / "JPEGImages/a.jpg") and problems.num_left_out == 0
+    assert split.dataset[1]["image"]["path"] == str(folder / "JPEGImages/a.jpg") and len(problems.left_out) == 0
     assert len(problems.lost) == 1 and "there is no picture a.jpg" in problems.lost[0].message
     problems = Problems(lost="left out")
-    assert read_voc(folder, "train", problems=problems).dataset["image_id"] == [1] and problems.num_left_out == 1
+    assert read_voc(folder, "train", problems=problems).dataset["image_id"] == [1] and len(problems.left_out) == 1
     (folder / "Annotations/a.xml").write_text(describe(DOG, size=""))
     problems = Problems(lost="kept")  # its size would be that of the picture
-    assert read_voc(folder, "train", problems=problems).dataset["image_id"] == [1] and problems.num_left_out == 1
+    assert read_voc(folder, "train", problems=problems).dataset["image_id"] == [1] and len(problems.left_out) == 1
 
 
 def test_pictures_stored_on_their_side(write):

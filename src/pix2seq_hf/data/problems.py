@@ -68,11 +68,6 @@ class Problems:
         return is_kept
 
     @property
-    def num_left_out(self) -> int:
-        """How many of the lost pictures have no row."""
-        return len(self.left_out)
-
-    @property
     def errors(self) -> list[Problem]:
         """What must be mended by hand."""
         return [problem for problem in self.found if problem.is_error]

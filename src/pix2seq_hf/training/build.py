@@ -128,7 +128,7 @@ def open_material(recipe: Recipe, data: str | Path) -> Material:
                 data, settings.split, max_images=settings.max_images, columns=columns, problems=problems, **options
             )
         tell_problems(problems, data, stream.num_rows or 0, recipe.data.max_bad)
-        return Material(stream, [stream.num_rows], [1.0], [set(recipe.tasks)], problems.num_left_out)
+        return Material(stream, [stream.num_rows], [1.0], [set(recipe.tasks)], len(problems.left_out))
     splits, weights, tasks, num_left_out = [], [], [], 0
     for path, settings in ((data, recipe.data), *((other.path, other) for other in recipe.data.others)):
         problems = Problems(lost="kept")
@@ -148,7 +148,7 @@ def open_material(recipe: Recipe, data: str | Path) -> Material:
         weights.append(settings.weight)
         tasks.append(set(getattr(settings, "tasks", None) or recipe.tasks))
         tell_problems(problems, path, len(splits[-1].dataset), recipe.data.max_bad)
-        num_left_out += problems.num_left_out
+        num_left_out += len(problems.left_out)
     return Material(join_splits(splits), [len(split.dataset) for split in splits], weights, tasks, num_left_out)
 
 
@@ -162,7 +162,7 @@ def tell_problems(problems: Problems, data: str | Path, num_rows: int, max_bad: 
         max_bad (`float`, *optional*): Share of the pictures that may be unusable; without one, all may.
     Raises:
         ValueError: If more are."""
-    lost, num_pictures = problems.lost, num_rows + problems.num_left_out
+    lost, num_pictures = problems.lost, num_rows + len(problems.left_out)
     if max_bad is not None and len(lost) > most_bad(max_bad, num_pictures):
         raise ValueError(
             f"{data}: {len(lost)} of {num_pictures} pictures cannot be used, more than data.max_bad {max_bad:g}; the "

@@ -302,10 +302,10 @@ def accept_losses(material: build.Material, data: str | Path, output: Path, max_
     lost = (known - now).total()
     if now - known or not 0 < lost <= most_bad(max_bad, known.total()):
         gone, remedy = "", ""
-        if known and not now - known:
+        if lost and not now - known:
             gone = f" ({lost} of its {known.total()} pictures are gone)"
             remedy = f", or go on without them with a --max-bad of {math.ceil(1000 * lost / known.total()) / 1000}"
-        elif known:
+        elif known and now - known:
             gone = f" (pictures or annotations have changed or come: {(now - known).total()} of {now.total()})"
         raise ValueError(
             f"{data}: is not the data that {output} was trained on so far{gone}; choose another --output{remedy}"
