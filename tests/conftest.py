@@ -22,6 +22,16 @@ def golden_dir() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def box_model() -> str:
+    """The model in the box; tests that need it skip where the package has none."""
+    from pix2seq_hf import DEFAULT_MODEL
+
+    if not Path(DEFAULT_MODEL, "model.safetensors").is_file():
+        pytest.skip(f"there is no model in the box: {DEFAULT_MODEL}")
+    return DEFAULT_MODEL
+
+
 @pytest.fixture
 def parity_report(request):
     """`parity_report(name, value, tolerance)`: assert `value <= tolerance` and print it at the end of the run."""

@@ -13,9 +13,9 @@ PACKAGE = ROOT / "src" / "pix2seq_hf"
 
 # The ordinary files beside the flat ones. Whatever else stands in the package folder travels with a checkpoint.
 ORDINARY = {
-    "__init__", "benchmark", "card", "cli", "completion", "contact_sheet", "demo", "engine", "export", "given_boxes",
-    "outputs", "pipelines", "prediction", "prediction_dataset", "prediction_folder", "prediction_shards",
-    "registration", "results", "streaming", "timed_run", "visualization",
+    "__init__", "benchmark", "card", "cli", "completion", "contact_sheet", "default_model", "demo", "demo_training",
+    "engine", "export", "given_boxes", "outputs", "pipelines", "prediction", "prediction_dataset", "prediction_folder",
+    "prediction_shards", "registration", "results", "streaming", "timed_run", "visualization",
 }  # fmt: skip
 FLAT_FILES = sorted(path for path in PACKAGE.glob("*.py") if path.stem not in ORDINARY)
 FLAT_LIBRARIES = {"torch", "torchvision", "transformers", "huggingface_hub", "numpy", "PIL", "pycocotools"}
@@ -32,8 +32,10 @@ MAY_IMPORT = {
     "evaluation": {"evaluation", "visualization", "contact_sheet", "flat"},
     "training": {"training", "data", "evaluation", "contact_sheet", "outputs", "flat"},
     "outputs": set(),
-    "benchmark": {"data", "engine", "evaluation", "given_boxes", "outputs", "prediction", "timed_run", "flat"},
-    "card": {"flat"},
+    "default_model": set(),
+    "benchmark": {"data", "default_model", "engine", "evaluation", "given_boxes", "outputs", "prediction"}
+    | {"timed_run", "flat"},
+    "card": {"default_model", "flat"},
     "completion": {"cli", "conversion", "training", "flat"},
     "conversion": {"conversion", "flat", "export", "outputs"},
     "visualization": {"flat"},
@@ -44,8 +46,8 @@ MAY_IMPORT = {
     "timed_run": {"engine", "results"},
     "streaming": {"engine", "given_boxes", "results", "flat"},
     "pipelines": {"engine", "given_boxes", "results", "streaming", "flat"},
-    "prediction": {"data", "engine", "given_boxes", "prediction_folder", "flat"},
-    "prediction_dataset": {"data", "command", "engine", "prediction", "prediction_shards", "flat"},
+    "prediction": {"data", "default_model", "engine", "given_boxes", "prediction_folder", "flat"},
+    "prediction_dataset": {"data", "command", "default_model", "engine", "prediction", "prediction_shards", "flat"},
     "prediction_folder": {"data", "results", "flat"},
     "prediction_shards": {"prediction_folder", "results", "flat"},
     "app": {"app", "data", "engine", "given_boxes", "prediction_folder", "results", "streaming", "visualization"}

@@ -21,6 +21,7 @@ Around them:
     given_boxes, streaming      objects that a user names; objects handed over while they are decoded
     results, visualization      what was found in a picture, and its drawing
     cli, prediction, demo       the command `pix2seq`
+    default_model, box_model    the model in the box, a small one of all four tasks: `DEFAULT_MODEL`
 
 `import pix2seq_hf` registers the Auto classes and imports nothing else: the names below load when they are used."""
 
@@ -50,6 +51,7 @@ PUBLIC_NAMES = {
     "run_tasks": "engine",
     "load_rgb_image": "image_processing_pix2seq",
     "export_with_code": "export",
+    "DEFAULT_MODEL": "default_model",
 }
 
 __all__ = ["__version__", *PUBLIC_NAMES]

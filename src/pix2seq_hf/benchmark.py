@@ -1,6 +1,7 @@
 r"""How fast is a model on this machine: milliseconds per picture, part by part, as a table, JSON and a plot.
 
 examples:
+  pix2seq benchmark                                                              (the model in the box)
   pix2seq benchmark --model vit-b
   pix2seq benchmark --model vit-b --objects 10 100 --batch-size 1 8 --dtype float32 bfloat16 --plot speed.png
   pix2seq benchmark --model all-tasks --tasks all --objects 5 --images street.jpg holiday/ --json speed.json
@@ -29,6 +30,7 @@ from typing import Any
 from PIL import Image
 
 from .data.pictures import find_pictures, load_picture
+from .default_model import add_model_option
 from .outputs import check_file
 from .prediction import load_model
 
@@ -74,7 +76,7 @@ class Measurement:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `pix2seq benchmark`."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="a model folder, as convert and train write it")
+    add_model_option(parser)
     parser.add_argument(
         "--images", nargs="+", metavar="PICTURE", help="pictures, folders, quoted patterns (default: a drawn scene)"
     )

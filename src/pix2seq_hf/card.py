@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .default_model import add_model_option
+
 # Of each task its name for people, and the Hub's.
 TASKS = {
     "object_detection": ("Object detection", "object-detection"),
@@ -31,7 +33,7 @@ MOST_CLASSES = 2000  # that are listed at all
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `pix2seq card`."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="a model folder, as convert and train write it")
+    add_model_option(parser)
     parser.add_argument(
         "--json", nargs="+", default=[], metavar="FILE", help="results, as pix2seq evaluate --json writes them"
     )

@@ -1,6 +1,7 @@
 """Look at pictures and videos: objects with masks and keypoints, and captions, as the model was trained to find them.
 
 examples:
+  pix2seq data scenes --output scenes --count 4 && pix2seq predict scenes/ --output found    (the model in the box)
   pix2seq predict street.jpg --model vit-b --output found
   pix2seq predict holiday/ "archive/**/*.png" --model vit-b --output found --threshold 0.5 --batch-size 8
   pix2seq predict street.jpg --model all-tasks --output found --tasks object_detection,captioning --classes person,dog
@@ -45,6 +46,7 @@ from PIL import Image
 
 from .data.pictures import MAX_PIXELS, PictureError, expand_lists, find_pictures
 from .data.video import Source, find_reader, is_video, list_sources
+from .default_model import add_model_option, advise
 
 # What results depend on: a run is only continued with the same.
 KEPT_OPTIONS = (
@@ -61,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PICTURE",
         help="a picture, a video, a folder, a quoted pattern such as '*.jpg', or - for a list on standard input",
     )
-    parser.add_argument("--model", required=True, metavar="DIR", help="a model folder, as convert and train write it")
+    add_model_option(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="where the results go; made if it is missing")
     add_task_arguments(parser)
     parser.add_argument(
@@ -413,13 +415,13 @@ def load_model(folder: str, device: str = "auto"):
         folder (`str`): As `save_pretrained` of model and processor wrote it.
         device (`str`): See [`choose_device`].
     Returns:
-        `tuple[Pix2SeqForConditionalGeneration, Pix2SeqProcessor]`: The model in evaluation mode on the device.
+        `tuple[Pix2SeqForConditionalGeneration, Pix2SeqProcessor]`: The model in evaluation mode on the device; on a CPU
+            in float32, whatever it was saved in, elsewhere as its configuration says.
     Raises:
         ValueError: If the folder holds another model, or its weights are missing, cut off, or do not fit."""
     config = Path(folder, "config.json")
     if not config.is_file():
-        advice = "`pix2seq convert` and `pix2seq train` write a folder with one"
-        raise ValueError(f"{folder}: is no model folder, there is no config.json in it; {advice}")
+        raise ValueError(f"{folder}: is no model folder, there is no config.json in it; {advise(folder)}")
 
     from safetensors import SafetensorError
     from transformers.utils import logging
@@ -440,7 +442,9 @@ def load_model(folder: str, device: str = "auto"):
     showed_progress = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model, report = Pix2SeqForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+        model, report = Pix2SeqForConditionalGeneration.from_pretrained(
+            folder, dtype="float32" if device.type == "cpu" else "auto", output_loading_info=True
+        )
     except (SafetensorError, RuntimeError, EOFError) as error:
         raise ValueError(f"{folder}: the weights are cut off or do not fit the configuration ({error})") from None
     finally:

@@ -37,6 +37,7 @@ from typing import Any
 from PIL import Image
 
 from .data.pictures import PictureError
+from .default_model import add_model_option
 from .prediction import (
     add_running_arguments,
     add_task_arguments,
@@ -59,7 +60,7 @@ MOST_NAMED = 10  # missing parts and pictures with errors that are named one by 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `pix2seq predict-dataset`."""
     parser.add_argument("--data", required=True, metavar="DATA", help="a folder, a parquet file, or a name on the Hub")
-    parser.add_argument("--model", required=True, metavar="DIR", help="a model folder, as convert and train write it")
+    add_model_option(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="where the parts go; made if it is missing")
     parser.add_argument(
         "--split", default="train", help="which part of the data (default: train); a folder of pictures has none"

@@ -1,7 +1,8 @@
 """Show what a model finds in a web page: upload pictures, choose tasks, and see objects while they are written.
 
 examples:
-  pix2seq app --model vit-b                          (then open http://127.0.0.1:7860)
+  pix2seq app                                        (the model in the box; open http://127.0.0.1:7860)
+  pix2seq app --model vit-b
   pix2seq app --model vit-b --port 8000 --max-seconds 30
   pix2seq app --model vit-b --host 0.0.0.0           (for everybody in the network)
 
@@ -13,6 +14,7 @@ import argparse
 import signal
 import threading
 
+from ..default_model import add_model_option
 from ..prediction import load_model
 from .limits import Limits
 
@@ -20,7 +22,7 @@ from .limits import Limits
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `pix2seq app`."""
     defaults = Limits()
-    parser.add_argument("--model", required=True, metavar="DIR", help="a model folder, as convert and train write it")
+    add_model_option(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is open to the network (default: 127.0.0.1)"
     )

@@ -1,6 +1,7 @@
 """Measure a model on a data set: a COCO, VOC or YOLO folder, parquet, a folder of `datasets`, a name on the Hub.
 
 examples:
+  pix2seq evaluate --data scenes:seed=1 --split test --max-images 20 --tasks all         (the model in the box)
   pix2seq evaluate --model vit-b --data coco --split val2017
   pix2seq evaluate --model runs/mine/final --data coco_mini --max-images 8 --output found --json numbers.json
   pix2seq evaluate --model runs/tasks/final --data coco_mini --tasks all --boxes annotated
@@ -35,6 +36,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pix2seq_hf.default_model import DEFAULT_MODEL
+
 MODES = ("model", "results", "oracle", "watch")
 ALL_TASKS = ("object_detection", "instance_segmentation", "keypoint_detection", "captioning")
 # What the answers to a picture depend on: --output is only continued with the same.
@@ -53,8 +56,12 @@ MOST_NAMED = 10  # pictures that could not be used; all are in the file of numbe
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `pix2seq evaluate`."""
-    modes = parser.add_argument_group("what is measured, one of").add_mutually_exclusive_group(required=True)
-    modes.add_argument("--model", metavar="DIR", help="a model folder, as convert and train write it")
+    modes = parser.add_argument_group("what is measured, one of").add_mutually_exclusive_group()
+    modes.add_argument(
+        "--model",
+        metavar="DIR",
+        help="a model folder, as convert and train write it (default: the model in the box, for drawn scenes)",
+    )
     modes.add_argument("--results", metavar="FILE", help="results in COCO's format, or the DIR of an earlier --output")
     modes.add_argument("--oracle", action="store_true", help="the annotations themselves, through the token format")
     modes.add_argument("--watch", metavar="RUN", help="every checkpoint of a training run, until its last step")
@@ -148,6 +155,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate as the options say, print tables and return the exit code: 1 if a picture could not be used, else 0."""
+    if not any(getattr(args, mode) for mode in MODES):
+        args.model = DEFAULT_MODEL
     check_options(args)
     check_outputs(args)
     from pix2seq_hf.evaluation.coco_numbers import load_engine
