@@ -29,7 +29,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from tqdm import tqdm
 from transformers import StoppingCriteria
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -39,6 +38,7 @@ from pix2seq_hf.configuration_pix2seq import Pix2SeqConfig
 from pix2seq_hf.generation_pix2seq import build_generation_config, top_logits
 from pix2seq_hf.modeling_pix2seq import Pix2SeqForConditionalGeneration
 from pix2seq_hf.processing_pix2seq import TASKS
+from pix2seq_hf.progress import open_bar
 from pix2seq_hf.tokenization_pix2seq import class_labels_and_scores
 from reference_decoding import ReferenceDecoder, in_plain_torch
 
@@ -468,7 +468,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     machine, results = describe_machine(torch.device("cpu")), []
     try:
-        with tqdm(total=len(cases) * (1 + args.repetitions), unit="part", dynamic_ncols=True) as bar:
+        with open_bar(len(cases) * (1 + args.repetitions), "part") as bar:
             bar.set_description("bandwidth and matmul rate")
             speed = measure_machine()
             for name, case in cases.items():

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import ssl
-import sys
 import time
 import urllib.error
 import urllib.parse
@@ -14,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
-from tqdm import tqdm
 
 from pix2seq_hf.conversion.checkpoint import parse_checkpoint_file
 from pix2seq_hf.conversion.checksums import find_mismatch, read_stated_checksums
 from pix2seq_hf.conversion.released import BASE_URL, TOKENIZER_OBJECT, ReleasedCheckpoint
+from pix2seq_hf.progress import open_bar
 
 BLOCK_BYTES = 1 << 20
 RETRIES = 5  # failures in a row, without a single new byte, before giving up
@@ -145,14 +144,8 @@ class _Download:
 
     def run(self):
         failures, mismatches = 0, 0
-        with tqdm(
-            desc=self.destination.name,
-            unit="B",
-            unit_scale=True,
-            unit_divisor=1024,
-            disable=not self.show_progress,
-            mininterval=0.1 if sys.stderr.isatty() else 10,  # a log file needs fewer lines than a terminal
-        ) as bar:
+        sizes = {"unit_scale": True, "unit_divisor": 1024}
+        with open_bar(None, "B", self.destination.name, is_shown=self.show_progress, **sizes) as bar:
             while True:
                 size_before = self._size()
                 try:
@@ -179,7 +172,7 @@ class _Download:
         os.replace(self.part, self.destination)
         self.notes.unlink(missing_ok=True)
 
-    def _attempt(self, bar: tqdm) -> dict:
+    def _attempt(self, bar) -> dict:
         """Fetch what is missing of the file; return what the server said about all of it."""
         notes, start = self._resumable()
         if start and start == notes["total"]:  # an earlier call ended between the last byte and the check
@@ -215,7 +208,7 @@ class _Download:
             raise _Retry(f"the connection ended after {size} of {total} bytes")
         return notes
 
-    def _receive(self, response, start: int, bar: tqdm):
+    def _receive(self, response, start: int, bar):
         with open(self.part, "r+b" if start else "wb") as file:
             file.seek(start)
             file.truncate()

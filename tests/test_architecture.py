@@ -15,7 +15,7 @@ PACKAGE = ROOT / "src" / "pix2seq_hf"
 ORDINARY = {
     "__init__", "benchmark", "card", "cli", "completion", "contact_sheet", "default_model", "demo", "demo_training",
     "engine", "export", "given_boxes", "outputs", "pipelines", "prediction", "prediction_dataset", "prediction_folder",
-    "prediction_shards", "registration", "results", "streaming", "timed_run", "visualization",
+    "prediction_shards", "progress", "registration", "results", "streaming", "timed_run", "visualization",
 }  # fmt: skip
 FLAT_FILES = sorted(path for path in PACKAGE.glob("*.py") if path.stem not in ORDINARY)
 FLAT_LIBRARIES = {"torch", "torchvision", "transformers", "huggingface_hub", "numpy", "PIL", "pycocotools"}
@@ -29,15 +29,16 @@ ALL_FILES = SOURCES + sorted((ROOT / "tests").rglob("*.py"))
 MAY_IMPORT = {
     "flat": {"flat"},
     "data": {"data", "flat"},
-    "evaluation": {"evaluation", "visualization", "contact_sheet", "flat"},
-    "training": {"training", "data", "evaluation", "contact_sheet", "outputs", "flat"},
+    "evaluation": {"evaluation", "visualization", "contact_sheet", "progress", "flat"},
+    "training": {"training", "data", "evaluation", "contact_sheet", "outputs", "progress", "flat"},
     "outputs": set(),
+    "progress": set(),
     "default_model": set(),
-    "benchmark": {"data", "default_model", "engine", "evaluation", "given_boxes", "outputs", "prediction"}
+    "benchmark": {"data", "default_model", "engine", "evaluation", "given_boxes", "outputs", "prediction", "progress"}
     | {"timed_run", "flat"},
     "card": {"default_model", "flat"},
     "completion": {"cli", "conversion", "training", "flat"},
-    "conversion": {"conversion", "flat", "export", "outputs"},
+    "conversion": {"conversion", "flat", "export", "outputs", "progress"},
     "visualization": {"flat"},
     "contact_sheet": {"visualization", "flat"},
     "results": {"visualization", "flat"},
@@ -46,8 +47,9 @@ MAY_IMPORT = {
     "timed_run": {"engine", "results"},
     "streaming": {"engine", "given_boxes", "results", "flat"},
     "pipelines": {"engine", "given_boxes", "results", "streaming", "flat"},
-    "prediction": {"data", "default_model", "engine", "given_boxes", "prediction_folder", "flat"},
-    "prediction_dataset": {"data", "command", "default_model", "engine", "prediction", "prediction_shards", "flat"},
+    "prediction": {"data", "default_model", "engine", "given_boxes", "prediction_folder", "progress", "flat"},
+    "prediction_dataset": {"data", "command", "default_model", "engine", "prediction", "prediction_shards"}
+    | {"progress", "flat"},
     "prediction_folder": {"data", "results", "flat"},
     "prediction_shards": {"prediction_folder", "results", "flat"},
     "app": {"app", "data", "engine", "given_boxes", "prediction_folder", "results", "streaming", "visualization"}

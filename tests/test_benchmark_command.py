@@ -39,7 +39,8 @@ def table_of(text):
     return [[cell.strip() for cell in line[2:-2].split(" | ")] for line in text.splitlines() if line.startswith("| ")]
 
 
-def test_table_json_and_plot(detector, tmp_path, capfd):
+def test_table_json_and_plot(detector, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("pix2seq_hf.progress.SECONDS_BETWEEN_LINES", 0)  # a line for every step
     json_file, plot = tmp_path / "new" / "speed.json", tmp_path / "speed.png"
     arguments = ["--objects", 1, 4, "--batch-size", 1, 2, "--dtype", "bfloat16", "float32"]
     assert benchmark(detector, *arguments, "--json", json_file, "--plot", plot) == 0

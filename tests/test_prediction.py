@@ -69,7 +69,8 @@ def read(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_folder_of_pictures(model_folder, pictures, tmp_path, capfd):
+def test_folder_of_pictures(model_folder, pictures, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("pix2seq_hf.progress.SECONDS_BETWEEN_LINES", 0)  # a line for every step
     output = tmp_path / "out"
     assert predict(model_folder, output, pictures, batch_size=2) == 0
     captured = capfd.readouterr()

@@ -134,12 +134,13 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--plot {args.plot}: captions do not depend on objects, against whose number it shows times")
 
     import torch
-    from tqdm import tqdm
+
+    from .progress import open_bar
 
     if args.processor_time and model.device.type != "cpu":
         raise ValueError(f"--processor-time: the model is on {model.device.type}; add --device cpu")
     machine, results = describe_machine(model.device), []
-    with tqdm(total=len(cases) * (args.repetitions + 1), unit="run", disable=args.quiet, dynamic_ncols=True) as bar:
+    with open_bar(len(cases) * (args.repetitions + 1), "run", is_shown=not args.quiet) as bar:
         for case in cases:
             bar.set_description(f"{describe_case(case)}{'' if case.num_objects is None else f', {case.num_objects}'}")
             model = model.to(getattr(torch, case.dtype))

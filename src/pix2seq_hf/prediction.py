@@ -171,16 +171,15 @@ def predict(
     given: "GivenBoxes | None" = None,
 ) -> None:
     """Go through the pictures in batches; what is wrong with a picture is appended to `problems` as one line."""
-    from tqdm import tqdm  # here and below only when needed: --help and wrong options should not wait for it
-
-    from .engine import run_tasks
+    from .engine import run_tasks  # here and below only when needed: --help and wrong options should not wait for it
     from .prediction_folder import key_of
+    from .progress import open_bar
 
     start = time.monotonic()
     numbers = itertools.count(1)
     ids = number_all(paths)
     total = None if ids is None else len(paths)
-    with tqdm(total=total, unit="picture", disable=args.quiet, dynamic_ncols=True) as bar:
+    with open_bar(total, "picture", is_shown=not args.quiet) as bar:
         try:
             for chunk in batched(list_sources(paths, problems, args.max_pixels, args.frame_step), args.batch_size):
                 image_ids = [next(numbers) if ids is None else ids[source.path] for source in chunk]

@@ -160,9 +160,8 @@ def write_share(
     show_progress: bool,
 ) -> None:
     """Write every `num_workers`-th part that is not there, beginning with number `worker`."""
-    from tqdm import tqdm
-
     from .prediction_shards import make_row
+    from .progress import open_bar
 
     def is_mine(first: int) -> bool:
         chunk = first // args.chunk_size
@@ -172,9 +171,8 @@ def write_share(
     if total is not None:
         total = sum(min(args.batch_size, total - k) for k in range(0, total, args.batch_size) if is_mine(k))
     rows: list[dict[str, Any]] = []
-    show_progress = show_progress and not args.quiet
     title = f"process {worker + 1} of {num_workers}"
-    with tqdm(total=total, unit="picture", desc=title, disable=not show_progress, dynamic_ncols=True) as bar:
+    with open_bar(total, "picture", title, is_shown=show_progress and not args.quiet) as bar:
         for batch, images in read_ahead(pictures.batches(args.batch_size, is_mine), args.max_pixels):
             if rows and rows[0]["index"] // args.chunk_size != batch[0].index // args.chunk_size:
                 folder.write(rows[0]["index"] // args.chunk_size, rows)

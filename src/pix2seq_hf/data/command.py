@@ -167,12 +167,11 @@ def open_named(
 
 def run_inspect(args: argparse.Namespace, columns: dict[str, Any] | None) -> int:
     """Inspect every split; print, draw and write what is asked for."""
-    from tqdm import tqdm
-
     from pix2seq_hf.data import inspection
     from pix2seq_hf.data.problems import Problems
     from pix2seq_hf.data.sources import explain_split, list_parts
     from pix2seq_hf.outputs import check_file
+    from pix2seq_hf.progress import open_bar
 
     for option in ("sheet", "json"):
         if getattr(args, option) is not None:
@@ -191,7 +190,8 @@ def run_inspect(args: argparse.Namespace, columns: dict[str, Any] | None) -> int
             num_read += 1
             summary = {"tasks": tasks, **inspection.summarize(split)}
             if not args.no_pictures:
-                with tqdm(total=summary["pictures"], desc=name, unit="picture", disable=args.quiet, leave=False) as bar:
+                shown = {"is_shown": not args.quiet, "is_kept": False}
+                with open_bar(summary["pictures"], "picture", name, **shown) as bar:
                     summary["pictures_checked"] = len(inspection.check_pictures(split, problems, bar.update))
             if args.sheet:
                 sheet = Path(args.sheet)
@@ -263,14 +263,14 @@ def draw_sheet(split: Any, num_pictures: int) -> Any:
 
 def run_convert(args: argparse.Namespace, columns: dict[str, Any] | None) -> int:
     """Read every split, write it, say what was mended and left out on the way; return 1 if a picture was left out."""
-    from tqdm import tqdm
-
     from pix2seq_hf.data import inspection
     from pix2seq_hf.data.convert import check_output, convert_splits, select_rows
     from pix2seq_hf.data.problems import Problems
     from pix2seq_hf.data.sources import explain_split, list_parts
     from pix2seq_hf.outputs import make_folder
+    from pix2seq_hf.progress import open_bar
 
+    shown = {"is_shown": not args.quiet, "is_kept": False}
     make_folder(check_output(args.output, args.overwrite).parent, "--output")
     names = args.split.split(",") if args.split else list_parts(args.data)
     problems, splits, tasks = Problems(lost="left out"), {}, args.tasks.split(",") if args.tasks else None
@@ -279,14 +279,13 @@ def run_convert(args: argparse.Namespace, columns: dict[str, Any] | None) -> int
             tasks = tasks or inspection.find_tasks(args.data, name, columns)
             split = open_named(args, name, tasks, columns, problems)
         if not args.no_check:
-            title = f"{name}: decoding"
-            with tqdm(total=len(split.dataset), desc=title, unit="picture", disable=args.quiet, leave=False) as bar:
+            with open_bar(len(split.dataset), "picture", f"{name}: decoding", **shown) as bar:
                 split = select_rows(split, inspection.check_pictures(split, problems, bar.update))
         if not len(split.dataset):
             raise ValueError(f"{args.data}, {name}: no picture can be used; the first: {problems.lost[0].message}")
         splits[name] = split
     total = sum(len(split.dataset) for split in splits.values())
-    with tqdm(total=total, unit="picture", disable=args.quiet, leave=False) as bar:
+    with open_bar(total, "picture", **shown) as bar:
         files = convert_splits(
             args.data,
             splits,
@@ -311,13 +310,12 @@ def run_convert(args: argparse.Namespace, columns: dict[str, Any] | None) -> int
 
 def run_scenes(args: argparse.Namespace) -> int:
     """Draw and write; say what there is."""
-    from tqdm import tqdm
-
     from pix2seq_hf.data.scene_folder import parse_options, write_scenes
+    from pix2seq_hf.progress import open_bar
 
     settings = [("size", args.size), ("objects", args.objects), ("diameters", args.diameters)]
     options = parse_options({name: text for name, text in settings if text is not None})
-    with tqdm(total=args.count, unit="picture", disable=args.quiet, leave=False) as bar:
+    with open_bar(args.count, "picture", is_shown=not args.quiet, is_kept=False) as bar:
         path = write_scenes(
             args.output, args.split, args.count, args.seed, options, args.workers or os.cpu_count(), bar.update
         )

@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from pix2seq_hf.evaluation.answers import AnswerFolder, write_results
 from pix2seq_hf.evaluation.boxes import evaluate_boxes
 from pix2seq_hf.evaluation.captions import evaluate_captions
@@ -14,6 +12,7 @@ from pix2seq_hf.evaluation.coco_numbers import ENGINES
 from pix2seq_hf.evaluation.keypoints import evaluate_keypoints
 from pix2seq_hf.evaluation.masks import evaluate_masks
 from pix2seq_hf.evaluation.predictions import Answer, Question, Results, answer, boxes_by_picture
+from pix2seq_hf.progress import open_bar
 from pix2seq_hf.task_base import add_counts
 
 Numbers = dict[str, dict[str, float]]
@@ -140,7 +139,7 @@ def ask_all(
 
     batches = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
     with (
-        tqdm(total=len(rows), unit="picture", disable=not show_progress, dynamic_ncols=True) as bar,
+        open_bar(len(rows), "picture", is_shown=show_progress) as bar,
         ThreadPoolExecutor(1) as pool,
     ):
         waiting = pool.submit(load, batches[0]) if batches else None

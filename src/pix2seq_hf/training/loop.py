@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from pix2seq_hf.data.collation import split_batch
 from pix2seq_hf.outputs import make_folder
+from pix2seq_hf.progress import open_bar
 from pix2seq_hf.training import build
 from pix2seq_hf.training.arguments import Recipe, save_recipe
 from pix2seq_hf.training.checkpoints import (
@@ -202,13 +202,8 @@ def go_on(recipe: Recipe, data: str | Path, output: Path, begin: Start, show_pro
         process=accelerator.process_index,
         num_left_out=material.num_left_out,
     )
-    bar = tqdm(
-        total=total_steps,
-        initial=start,
-        unit="step",
-        disable=not (show_progress and accelerator.is_main_process),
-        dynamic_ncols=True,
-    )
+    is_shown = show_progress and accelerator.is_main_process
+    bar = open_bar(total_steps, "step", is_shown=is_shown, initial=start)
     settings, end = recipe.training, "finished"
     done = saved = start
     model.train()
