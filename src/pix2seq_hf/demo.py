@@ -1,113 +1,232 @@
-"""Train a small detector on drawn pictures and let it find the shapes in new ones: offline, in minutes, on a CPU.
+"""Draw new scenes and show what the model in the box finds in them: objects, masks, keypoints, captions; offline.
 
 examples:
   pix2seq demo
-  pix2seq demo --output shapes --seed 3 --steps 1000      (more steps, better boxes)
+  pix2seq demo --output seen --seed 7 --count 8       (other scenes, and more)
+  pix2seq demo --model runs/mine/final                (another model)
+  pix2seq demo --train                                (train a small detector from nothing first: minutes)
 
 In the output folder:
-  found.png    new pictures with the boxes that the model found in them
-  scenes/      all drawn pictures, as a COCO folder
-  run/         the training run; run/final is a model folder for `pix2seq predict --model`
+  found.png     every scene beside what the model found in it, and the caption that it wrote
+  found.json    all that was drawn and all that was found: boxes, masks as run lengths, keypoints, captions, scores
+  scenes/       each scene, and its drawing alone
+
+With --train there are instead:
+  shapes.png    drawn shapes with the boxes that the new model found in them
+  shapes/       all drawn pictures, as a COCO folder
+  run/          the training run; run/final is a model folder for `pix2seq predict --model`
 """
 
 import argparse
-import os
+import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-NUM_TRAINING, NUM_NEW, NUM_SHOWN = 2000, 32, 6  # pictures
-SCENE = {"max_objects": 2, "size_range": (0.3, 0.6), "use_class_colors": True}
-TRAINING_SIZE, NEW_SIZE = (64, 64), (384, 384)  # height and width of the pictures
-COLUMNS, GAP = 3, 8  # of found.png, in pictures and pixels
-THRESHOLD = 0.3  # scores of the boxes that are shown
+from pix2seq_hf.default_model import DEFAULT_MODEL, add_model_option
+
+OUTPUT, COUNT = "pix2seq-demo", 4
+SHEET, NUMBERS, SCENES = "found.png", "found.json", "scenes"
+SPLIT = "demo"  # of the scenes: no training has seen them
+SCENE = {"image_size": (480, 480), "num_objects": (2, 12), "diameters": (40, 400), "crowd_rate": 0.0}
+COLUMNS = 4  # of the sheet
+THRESHOLD = 0.3  # scores of the objects that are shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `pix2seq demo`."""
+    add_model_option(parser)
+    parser.add_argument("--output", default=OUTPUT, metavar="DIR", help=f"where everything goes (default: {OUTPUT})")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="other pictures for another (default: 0)")
+    parser.add_argument("--count", type=int, metavar="N", help=f"how many scenes (default: {COUNT})")
+    parser.add_argument("--train", action="store_true", help="train a small detector of drawn shapes instead")
     parser.add_argument(
-        "--output", default="pix2seq-demo", metavar="DIR", help="where everything goes (default: pix2seq-demo)"
+        "--steps", type=int, metavar="N", help="of --train (default: those of the recipe 'demo'; more, better boxes)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of pictures and training (default: 0)")
-    parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: those of the recipe 'demo')")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw, train, detect; return the exit code 0."""
-    start = time.monotonic()
-    output = Path(args.output)
-    overrides = [f"training.seed={args.seed}"]
+    """Draw, look, show; return the exit code 0."""
+    if args.seed < 0:
+        raise ValueError(f"--seed {args.seed}: must not be negative")
+    if args.train:
+        if args.count is not None or args.model != DEFAULT_MODEL:
+            raise ValueError(f"--{'model' if args.count is None else 'count'}: is of no use with --train")
+        from pix2seq_hf.demo_training import train_and_show
+
+        train_and_show(Path(args.output), args.seed, args.steps)
+        return 0
     if args.steps is not None:
-        overrides += [f"training.steps={args.steps}", f"optimization.warmup_steps={args.steps // 10}"]
+        raise ValueError(f"--steps {args.steps}: is for --train")
+    count = COUNT if args.count is None else args.count
+    if count < 1:
+        raise ValueError(f"--count {count}: must be at least 1")
+    look_and_show(Path(args.output), args.seed, count, args.model)
+    return 0
 
-    from pix2seq_hf.data.shapes import write_shapes
-    from pix2seq_hf.training.arguments import load_recipe
 
-    recipe = load_recipe("demo", overrides)
+def look_and_show(output: Path, seed: int, count: int, folder: str) -> None:
+    r"""Draw scenes, let a model look at them, write and print what it found.
+
+    Args:
+        output (`Path`): Folder of the results; those of an earlier demo are replaced.
+        seed (`int`): Of the scenes, and of what the model draws by chance.
+        count (`int`): How many scenes.
+        folder (`str`): Of the model.
+    Raises:
+        ValueError: If there is no such model, or `output` has other things of these names."""
+    start = time.monotonic()
     clear_earlier_demo(output)
-    print(f"1/3  drawing {NUM_TRAINING + NUM_NEW} pictures of shapes", flush=True)
-    write_shapes(output / "scenes", "train", NUM_TRAINING, args.seed, image_size=TRAINING_SIZE, **SCENE)
-    write_shapes(output / "scenes", "new", NUM_NEW, args.seed, image_size=NEW_SIZE, **SCENE)
 
-    import torch
-
-    from pix2seq_hf.training.loop import train
-
-    # One core prepares the pictures. Threads that wait for a busy core cost more than they bring.
-    torch.set_num_threads(max((os.cpu_count() or 1) - 1, 1))
-    print(f"2/3  training a small model for {recipe.training.steps} steps", flush=True)
-    model_folder = train(recipe, output / "scenes", output / "run")
-
-    from pix2seq_hf.data.coco import read_coco
-    from pix2seq_hf.evaluation.measure import measure
-    from pix2seq_hf.evaluation.predictions import Question
     from pix2seq_hf.prediction import load_model
 
-    print(f"3/3  detecting in {NUM_NEW} new pictures", flush=True)
-    split = read_coco(output / "scenes", "new")
-    model, processor = load_model(str(model_folder), "auto")
-    measured = measure(model, processor, split, Question(["object_detection"], seed=args.seed), batch_size=NUM_NEW)
-    detections, precision = measured.results["object_detection"], measured.numbers["object_detection"]["AP_50"]
-    shown = [output / "scenes/new" / image["file_name"] for image in split.annotations["images"][:NUM_SHOWN]]
-    draw_sheet(shown, detections, split.id2label).save(output / "found.png")
-    print(f"average precision at IoU 0.5 on the new pictures: {100 * precision:.0f} %")
-    print(f"{output / 'found.png'}: what the model found ({time.monotonic() - start:.0f} s)")
-    return 0
+    model, processor = load_model(folder)
+
+    from pix2seq_hf.data.scenes import SceneOptions, draw_scene
+    from pix2seq_hf.engine import TaskOptions, run_tasks
+
+    scenes = [draw_scene(seed, SPLIT, index, SceneOptions(**SCENE)) for index in range(count)]
+    print(f"looking at {count} new scene{'s' * (count > 1)}: {', '.join(model.config.tasks)}", flush=True)
+    results = [
+        result
+        for first in range(0, count, COUNT)
+        for result in run_tasks(
+            model,
+            processor,
+            [scene.picture for scene in scenes[first : first + COUNT]],
+            TaskOptions(threshold=THRESHOLD, seed=seed),
+        )
+    ]
+    num_right = [count_right(scene, result) for scene, result in zip(scenes, results, strict=True)]
+    (output / SCENES).mkdir(parents=True)
+    entries = []
+    for number, (scene, result) in enumerate(zip(scenes, results, strict=True), start=1):
+        names = {"picture": f"{SCENES}/{number}.png", "drawing": f"{SCENES}/{number}-found.png"}
+        scene.picture.save(output / names["picture"])
+        result.draw().save(output / names["drawing"])
+        entries.append({**names, "drawn": describe_scene(scene), "found": result.to_dict()})
+    draw_sheet(scenes, results, num_right).save(output / SHEET)
+    about = {"seed": seed, "model": "the model in the box" if folder == DEFAULT_MODEL else folder}
+    (output / NUMBERS).write_text(json.dumps({**about, "scenes": entries}, indent=1), encoding="utf-8")
+    print(table(scenes, results, num_right))
+    print(f"{output / SHEET}: what was found beside what was drawn")
+    print(f"{output / NUMBERS}: all of it, for machines ({time.monotonic() - start:.1f} s)")
 
 
 def clear_earlier_demo(output: Path) -> None:
     """Delete what an earlier demo left in a folder; a ValueError if the folder holds anything else of these names."""
-    if (output / "scenes/annotations/instances_new.json").is_file():
-        for name in ("scenes", "run"):
-            shutil.rmtree(output / name, ignore_errors=True)
-    for name in ("scenes", "run"):
+    if (output / NUMBERS).is_file() and (output / SHEET).is_file():
+        (output / NUMBERS).unlink()
+        (output / SHEET).unlink()
+        shutil.rmtree(output / SCENES, ignore_errors=True)
+    for name in (SHEET, NUMBERS, SCENES):
         if (output / name).exists():
             raise ValueError(f"{output / name}: is not of an earlier demo; choose another --output")
 
 
-def draw_sheet(paths: Sequence[Path], detections: Sequence[Mapping], names: Mapping[int, str]) -> Image.Image:
-    r"""Draw several pictures with their boxes on one sheet.
+def count_right(scene: Any, result: Any) -> tuple[int, int]:
+    r"""Count which drawn things were found, in their place (half of both boxes shared) and with their class.
 
     Args:
-        paths (`Sequence[Path]`): Pictures of `NEW_SIZE`; their image ids are the numbers they are named after.
-        detections (`Sequence[Mapping]`): In COCO results format, of these and of other pictures.
-        names (`Mapping[int, str]`): Name of each label.
+        scene ([`Scene`]): What was drawn.
+        result ([`Pix2SeqResult`]): What was found.
     Returns:
-        `PIL.Image.Image`: `COLUMNS` pictures in a row."""
+        `tuple[int, int]`: How many, and of how many drawn ones."""
+    from pix2seq_hf.data.scene_folder import join_scenes
+    from pix2seq_hf.data.scene_things import SCENE_CLASSES
+    from pix2seq_hf.evaluation.matches import match_results, matched_pictures
+
+    labels = {name: label for label, name in SCENE_CLASSES.items()}
+    truth = join_scenes([(1, scene.objects, [])], result.size, "")["instances"]
+    found = [{**item.to_coco(1), "category_id": labels[item.label]} for item in result.objects if item.label in labels]
+    matched = matched_pictures(match_results(truth, found))
+    right = sum(int(((entry["dtMatches"][0] > 0) & ~entry["dtIgnore"][0]).sum()) for entry in matched)
+    return right, sum(not item["iscrowd"] for item in scene.objects)
+
+
+def describe_scene(scene: Any) -> dict[str, Any]:
+    """What was drawn, in the words of [`Pix2SeqResult.to_dict`]."""
+    from pix2seq_hf.data.scene_things import SCENE_CLASSES
+
+    objects = []
+    for item in scene.objects:
+        left, top, width, height = item["bbox"]
+        box = {"xmin": left, "ymin": top, "xmax": left + width, "ymax": top + height}
+        objects.append({"label": SCENE_CLASSES[item["category_id"]], "color": item["color"], "box": box})
+    return {"objects": objects, "captions": scene.captions}
+
+
+def draw_sheet(scenes: Sequence[Any], results: Sequence[Any], num_right: Sequence[tuple[int, int]]) -> Image.Image:
+    r"""Put every scene beside what was found in it.
+
+    Args:
+        scenes (`Sequence[Scene]`): What was drawn.
+        results (`Sequence[Pix2SeqResult]`): What was found.
+        num_right (`Sequence[tuple[int, int]]`): As [`count_right`] counts.
+    Returns:
+        `PIL.Image.Image`: Two scenes in a line."""
+    from pix2seq_hf.contact_sheet import arrange
     from pix2seq_hf.visualization import draw_detections
 
-    rows = -(-len(paths) // COLUMNS)
-    height, width = NEW_SIZE
-    sheet = Image.new("RGB", (COLUMNS * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
-    for index, path in enumerate(paths):
-        found = [item for item in detections if item["image_id"] == int(path.stem) and item["score"] >= THRESHOLD]
-        boxes_xyxy = [(x, y, x + width, y + height) for x, y, width, height in (item["bbox"] for item in found)]
-        labels, scores = [item["category_id"] for item in found], [item["score"] for item in found]
-        with Image.open(path) as picture:
-            drawing = draw_detections(picture, boxes_xyxy, labels, scores, names)
-        row, column = divmod(index, COLUMNS)
-        sheet.paste(drawing, (column * (width + GAP), row * (height + GAP)))
-    return sheet
+    cells = []
+    for number, (scene, result, (right, drawn)) in enumerate(zip(scenes, results, num_right, strict=True), start=1):
+        keypoints = [
+            item.keypoints and [(point.x, point.y, point.score * point.visible) for point in item.keypoints]
+            for item in result.objects
+        ]
+        drawing = draw_detections(
+            scene.picture,
+            result.boxes_xyxy,
+            result.label_ids,
+            result.scores,
+            result.id2label,
+            [item.rle for item in result.objects],
+            keypoints,
+            result.keypoint_skeleton,
+        )
+        cells.append((f"Scene {number}", scene.picture, f"Drawn: {count_names(names_of(scene))}"))
+        cells.append((f"Found: {right} of {drawn}", drawing, " ".join(result.captions)))
+    height, width = SCENE["image_size"]
+    return arrange(cells, COLUMNS, (width, height))
+
+
+def names_of(scene: Any) -> list[str]:
+    """The classes of a scene's things."""
+    from pix2seq_hf.data.scene_things import SCENE_CLASSES
+
+    return [SCENE_CLASSES[item["category_id"]] for item in scene.objects]
+
+
+def count_names(names: Sequence[str]) -> str:
+    """Names with their numbers, the most frequent first."""
+    return ", ".join(f"{number} {name}" for name, number in Counter(names).most_common()) or "nothing"
+
+
+def table(scenes: Sequence[Any], results: Sequence[Any], num_right: Sequence[tuple[int, int]]) -> str:
+    r"""What was found, in a few lines for people.
+
+    Args:
+        scenes, results, num_right: As for [`draw_sheet`].
+    Returns:
+        `str`: A line for each scene and one for its caption, then the sums."""
+    from pix2seq_hf.data.scene_captions import count_facts
+
+    lines = ["scene  drawn  found  right  what was found"]
+    for number, (result, (right, drawn)) in enumerate(zip(results, num_right, strict=True), start=1):
+        names = count_names([item.label for item in result.objects])
+        lines.append(f"{number:5}  {drawn:5}  {len(result.objects):5}  {right:5}  {names}")
+        lines += [f"{'':28}{caption!r}" for caption in result.captions]
+    found, right, drawn = sum(len(result.objects) for result in results), *map(sum, zip(*num_right, strict=True))
+    lines.append(f"{right} of {drawn} things found in their place and with their class, {found - right} found too many")
+    told = [
+        (result.captions[0], scene.objects) for scene, result in zip(scenes, results, strict=True) if result.captions
+    ]
+    if told:
+        true, said = count_facts(*zip(*told, strict=True))["all"]
+        lines.append(f"{true} of {said} facts in captions are true (numbers, colours, classes, places)")
+    return "\n".join(lines)
