@@ -30,7 +30,7 @@ from pix2seq_hf.conversion.config import config_from_reference, writes_text
 from pix2seq_hf.conversion.download import default_cache_dir, download_checkpoint, download_tokenizer
 from pix2seq_hf.conversion.released import BASE_URL, RELEASED, find_released, format_table, suggest_released
 from pix2seq_hf.conversion.variables import convert_variables
-from pix2seq_hf.outputs import make_folder
+from pix2seq_hf.outputs import add_json_option, make_folder
 
 SELF_CHECK_SIDE = 256  # sine positions fit any size, and a small picture makes the check quick
 SELF_CHECK_TOLERANCE = 1e-5  # the two networks are equal; only the order of sums may differ
@@ -47,30 +47,37 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--list", action="store_true", help="print the released checkpoints and exit")
     parser.add_argument("--base-url", metavar="URL", default=BASE_URL, help="where they are (default: %(default)s)")
     parser.add_argument("--cache-dir", metavar="DIR", help=f"where downloads are kept (default: {default_cache_dir()})")
-    parser.add_argument("--no-progress", action="store_true", help="draw no progress bars")
+    add_json_option(parser, "the released checkpoints, or what was written")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run `pix2seq convert` and return its exit code."""
     if args.list:
         print(format_table())
+        if args.json is not None:
+            args.json.write([released._asdict() for released in RELEASED.values()])
         return 0
     if args.checkpoint is None or args.output is None:
         missing = " and ".join(name for name in ("checkpoint", "output") if getattr(args, name) is None)
         raise ValueError(f"give --{missing.replace(' and ', ' and --')}, or --list for the released checkpoints")
     output = Path(args.output)
     _refuse_output(output)
+    if args.json is not None:
+        args.json.check()
     make_folder(output.parent, "--output")
     id2label = None if args.labels is None else read_labels(args.labels)
     download_options = {
         "cache_dir": args.cache_dir,
         "base_url": args.base_url,
-        "show_progress": not args.no_progress,
+        "show_progress": not args.quiet,
     }
     prefix, tokenizer_file = locate(args.checkpoint, args.tokenizer, download_options)
     difference = convert(prefix, output, tokenizer_file, id2label)
-    print(f"self-check: largest difference of a forward pass after loading again: {difference:.3g}")
-    print(f"wrote {output}")
+    if not args.quiet:
+        print(f"self-check: largest difference of a forward pass after loading again: {difference:.3g}")
+        print(f"wrote {output}")
+    if args.json is not None:
+        args.json.write({"output": str(output), "largest_difference": difference})
     return 0
 
 

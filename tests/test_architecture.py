@@ -47,7 +47,8 @@ MAY_IMPORT = {
     "timed_run": {"engine", "results"},
     "streaming": {"engine", "given_boxes", "results", "flat"},
     "pipelines": {"engine", "given_boxes", "results", "streaming", "flat"},
-    "prediction": {"data", "default_model", "engine", "given_boxes", "prediction_folder", "progress", "flat"},
+    "prediction": {"data", "default_model", "engine", "given_boxes", "outputs", "prediction_folder"}
+    | {"progress", "flat"},
     "prediction_dataset": {"data", "command", "default_model", "engine", "prediction", "prediction_shards"}
     | {"progress", "flat"},
     "prediction_folder": {"data", "results", "flat"},

@@ -1,6 +1,8 @@
 """cli.py: the table of commands, help that starts with examples, and errors that are one line."""
 
 import importlib
+import json
+import logging
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -8,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from pix2seq_hf import cli
+from pix2seq_hf.outputs import JsonTarget, add_json_option, make_folder
 
 
 def add_command(monkeypatch, run, doc="Do it.\n\nexamples:\n  pix2seq probe --number 3\n"):
@@ -37,6 +40,67 @@ def test_overview_lists_all_commands(capsys):
         assert f"  {name}" in text and command.summary in text
     assert cli.main([]) == 2
     assert capsys.readouterr().err == text
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_every_command_can_be_quiet_and_verbose(name, capsys):
+    parser = cli.build_parser(name, importlib.import_module(cli.COMMANDS[name].module))
+    for command in cli.list_parsers(parser):
+        options = [action.option_strings for action in command._actions]
+        assert ["--quiet"] in options and ["--verbose", "--traceback"] in options
+        for action in command._actions:
+            if action.dest == "json" and name != "card":  # which reads such files
+                assert action.type is JsonTarget
+    path = [*name.split(), *(["inspect"] if name == "data" else [])]
+    assert cli.main([*path, "--quiet", "--verbose"]) == 2
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "rank", "level"),
+    [([], "0", "INFO"), (["--quiet"], "0", "WARNING"), (["--verbose"], "0", "DEBUG"), (["--verbose"], "1", "ERROR")],
+)
+def test_what_is_logged(monkeypatch, options, rank, level):
+    log, seen = logging.getLogger("pix2seq_hf"), []
+    before = log.level
+    monkeypatch.setenv("RANK", rank)
+    add_command(monkeypatch, lambda args: seen.append(logging.getLevelName(log.level)))
+    assert cli.main(["probe", *options]) == 0
+    assert seen == [level] and log.level == before
+
+
+def test_json_stands_alone_on_standard_output(monkeypatch, tmp_path, capsys):
+    def run(args):
+        print("a table for people")
+        args.json.check()
+        args.json.write({"class": "Straße"})
+
+    add_command(monkeypatch, run)
+    module = sys.modules["probe_module"]
+    monkeypatch.setattr(module, "add_arguments", lambda parser: add_json_option(parser, "what was found"))
+    assert cli.main(["probe", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"class": "Straße"}
+    assert cli.main(["probe", "--json", str(tmp_path / "new/found.json")]) == 0
+    assert capsys.readouterr().out == "a table for people\n"
+    assert (tmp_path / "new/found.json").read_text(encoding="utf-8") == '{\n  "class": "Straße"\n}\n'
+    assert cli.main(["probe", "--json", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"pix2seq probe: error: {tmp_path}: is a folder; give --json the name of a file\n"
+
+
+def test_a_refused_command_leaves_no_empty_folders(monkeypatch, tmp_path, capsys):
+    def run(args):
+        make_folder(tmp_path / "old/new/deep", "--output")
+        make_folder(tmp_path / "kept", "--report")
+        (tmp_path / "kept/file").touch()
+        raise ValueError("no model")
+
+    (tmp_path / "old").mkdir()
+    add_command(monkeypatch, run)
+    assert cli.main(["probe"]) == 2
+    assert {path.name for path in tmp_path.rglob("*")} == {"old", "kept", "file"}
+    with pytest.raises(OSError, match="cannot be made"):
+        make_folder(tmp_path / "begun" / ("x" * 300), "--output")
+    assert not (tmp_path / "begun").exists()
 
 
 def test_unknown_command_suggests_the_nearest(capsys):
@@ -78,8 +142,11 @@ def test_errors_become_one_line(monkeypatch, capsys, error, line):
     assert cli.main(["probe"]) == 2
     captured = capsys.readouterr()
     assert captured.err == f"pix2seq probe: error: {line}\n" and captured.out == ""
-    with pytest.raises(type(error)):
-        cli.main(["probe", "--traceback"])
+    for option in ("--verbose", "--traceback"):
+        assert cli.main(["probe", option]) == 2
+        shown = capsys.readouterr().err
+        assert "Traceback (most recent call last)" in shown and "in run\n    raise error\n" in shown
+        assert shown.endswith(f"\npix2seq probe: error: {line}\n")
 
 
 def test_faults_of_our_own_are_not_hidden(monkeypatch):

@@ -329,6 +329,6 @@ def test_a_checkpoint_without_network_is_one_line(tmp_path, capsys):
 def test_the_command_can_be_called_with_its_arguments(reference, tmp_path):
     arguments = {
         "list": False, "checkpoint": str(reference()), "output": str(tmp_path / "out"), "tokenizer": None,
-        "labels": None, "base_url": "", "cache_dir": None, "no_progress": True,
+        "labels": None, "base_url": "", "cache_dir": None, "json": None, "quiet": True,
     }  # fmt: skip
     assert convert.run(Namespace(**arguments)) == 0

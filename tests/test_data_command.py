@@ -51,9 +51,7 @@ def assert_same_records(first, second, tasks=ALL_TASKS):
 
 
 def convert_drawn(coco, output, *options):
-    return cli.main(
-        ["data", "convert", str(coco), "--output", str(output), "--num-keypoints", "2", "--quiet", *options]
-    )
+    return cli.main(["data", "convert", str(coco), "--output", str(output), "--num-keypoints", "2", *options])
 
 
 def test_what_is_converted_reads_back_the_same(coco, tmp_path, capsys):

@@ -1,12 +1,12 @@
 """`pix2seq evaluate`: the numbers of a model that knows the answer, files, and wrong options."""
 
-import argparse
 import json
 import sys
 
 import pytest
 import torch
 
+from pix2seq_hf import cli
 from pix2seq_hf.configuration_pix2seq import Pix2SeqConfig
 from pix2seq_hf.data.coco import read_coco
 from pix2seq_hf.data.shapes import SHAPE_CLASSES, write_shapes
@@ -42,8 +42,7 @@ def model_folder(tmp_path_factory):
 
 
 def evaluate(*arguments):
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
+    parser = cli.build_parser("evaluate", command)
     return command.run(parser.parse_args([str(argument) for argument in arguments]))
 
 

@@ -1,6 +1,5 @@
 """From a model to COCO numbers, for all tasks: an oracle in place of the network gets them all right."""
 
-import argparse
 import json
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from PIL import Image
 from transformers.modeling_outputs import BaseModelOutput
 
+from pix2seq_hf import cli
 from pix2seq_hf.data.coco import read_coco
 from pix2seq_hf.data.rows import load_record
 from pix2seq_hf.data.transforms import CropToObject, evaluation_transforms
@@ -226,8 +226,7 @@ def test_command(folder, tmp_path, capsys):
     save_multitask(tmp_path / "model", image_size=(64, 64), max_instances_per_image=4)
 
     def evaluate(*options):
-        parser = argparse.ArgumentParser()
-        command.add_arguments(parser)
+        parser = cli.build_parser("evaluate", command)
         given = ["--model", tmp_path / "model", "--data", folder, "--split", "val", "--quiet", *options]
         return command.run(parser.parse_args([str(option) for option in given]))
 

@@ -1,6 +1,5 @@
 """Long evaluations: killed and resumed, by two processes, with bad pictures, scored again, in a run; the oracle."""
 
-import argparse
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 
 from drawn_coco import ALL_TASKS, write_drawn_coco
+from pix2seq_hf import cli
 from pix2seq_hf.data.coco import read_coco
 from pix2seq_hf.data.shapes import write_shapes
 from pix2seq_hf.evaluation import command, watching
@@ -37,8 +37,7 @@ def read_json(path):
 
 
 def evaluate(*options):
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
+    parser = cli.build_parser("evaluate", command)
     return command.run(parser.parse_args(["--quiet", *map(str, options)]))
 
 

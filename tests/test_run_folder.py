@@ -235,15 +235,17 @@ def test_more_epochs_prolong_a_run(scenes, tmp_path, caplog):
 
 def test_a_run_without_checkpoints_does_not_block_its_folder(scenes, tmp_path, caplog):
     recipe = tiny(training={**TINY["training"], "checkpoint_steps": None})
-    train_quietly(recipe, scenes, tmp_path / "run", resume=True)
-    assert "run: has no checkpoint to go on from: starts at step 0" in caplog.text
+    with pytest.raises(ValueError, match="run: has no run that --resume could go on with"):
+        train_quietly(recipe, scenes, tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
+    train_quietly(recipe, scenes, tmp_path / "run")
     with pytest.raises(ValueError, match="is finished and has no checkpoint from which it could be prolonged"):
         train_quietly(tiny(training={**TINY["training"], "steps": 9}), scenes, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/final")
     (tmp_path / "run/bad_samples.txt").write_text("task\tsample\treason\nobject_detection\t0\tof an earlier run\n")
     other = tiny(training={**TINY["training"], "steps": 2, "batch_size": 2}, optimization={"warmup_steps": 0})
     train_quietly(other, scenes, tmp_path / "run", resume=False)
-    assert caplog.text.count("starts at step 0") == 2 and not (tmp_path / "run/bad_samples.txt").exists()
+    assert caplog.text.count("starts at step 0") == 1 and not (tmp_path / "run/bad_samples.txt").exists()
 
 
 def test_without_a_usable_checkpoint_it_starts_at_step_0(scenes, tmp_path, caplog):
@@ -344,34 +346,18 @@ def test_a_holder_whose_file_says_nothing(tmp_path):
 # --- What the command says --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("is_quiet", "is_first", "level"),
-    [(False, True, logging.INFO), (True, True, logging.WARNING), (False, False, logging.ERROR)],
-)
-def test_who_says_what(is_quiet, is_first, level):
-    logger = logging.getLogger("pix2seq_hf")
-    before = logger.level
-    try:
-        command.show_log(is_quiet, is_first)
-        assert logger.level == level
-    finally:
-        logger.setLevel(before)
-
-
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_error_of_all_processes_is_said_once(tmp_path, monkeypatch, capsys, rank):
     """The others leave the launcher time to end them, and say it only if it does not: then it is an error of theirs."""
     waited = []
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setattr(command.time, "sleep", waited.append)
-    level = logging.getLogger("pix2seq_hf").level
     try:
         assert (
             cli.main(["train", "--recipe", "laptop", "--data", "no/such/folder", "--output", str(tmp_path / "run")])
             == 2
         )
     finally:
-        logging.getLogger("pix2seq_hf").setLevel(level)
         datasets.enable_progress_bars()
     assert waited == [5] * rank and "no/such/folder: no such folder" in capsys.readouterr().err
 
@@ -382,8 +368,10 @@ def test_quiet_hides_bars_but_no_warnings(tmp_path, capfd, monkeypatch):
     split = read_coco(tmp_path / "coco", "train2017")
     convert_splits(tmp_path / "coco", {"train": split}, tmp_path / "parquet")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(TINY))
+    (tmp_path / "run").mkdir()
+    shutil.copy(tmp_path / "mine.yaml", tmp_path / "run/recipe.yaml")  # of a run that came to nothing
     arguments = ["--recipe", tmp_path / "mine.yaml", "--data", tmp_path / "parquet", "--output", tmp_path / "run"]
-    logger, level = logging.getLogger("pix2seq_hf"), logging.getLogger("pix2seq_hf").level
+    logger = logging.getLogger("pix2seq_hf")
     said = logging.StreamHandler()
     logger.addHandler(said)  # that of the command is kept from it by pytest's
     try:
@@ -393,7 +381,6 @@ def test_quiet_hides_bars_but_no_warnings(tmp_path, capfd, monkeypatch):
         assert "Generating" not in found.err and "%|" not in found.err and found.out == ""
     finally:
         logger.removeHandler(said)
-        logger.setLevel(level)
         datasets.enable_progress_bars()
 
 

@@ -8,6 +8,7 @@ import yaml
 from accelerate import Accelerator
 from safetensors import safe_open
 
+from pix2seq_hf import cli
 from pix2seq_hf.data.shapes import SHAPE_CLASSES, write_shapes
 from pix2seq_hf.training import command
 from pix2seq_hf.training.arguments import Recipe, build_recipe, load_recipe, save_recipe
@@ -307,11 +308,8 @@ def test_fine_tuning_starts_from_a_trained_model(scenes, tmp_path):
 
 
 def test_command(scenes, tmp_path, capsys):
-    import argparse
-
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(TINY))
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
+    parser = cli.build_parser("train", command)
     arguments = ["--recipe", str(tmp_path / "mine.yaml"), "--data", str(scenes), "--output", str(tmp_path / "run")]
     assert command.run(parser.parse_args([*arguments, "--set", "training.steps=3"])) == 0
     assert capsys.readouterr().out == f"trained: {tmp_path / 'run/final'}\n"

@@ -17,7 +17,6 @@ programs run too, OMP_NUM_THREADS=1 and --processor-time give steady figures.
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -31,7 +30,7 @@ from PIL import Image
 
 from .data.pictures import find_pictures, load_picture
 from .default_model import add_model_option
-from .outputs import check_file
+from .outputs import add_json_option, check_file
 from .prediction import load_model
 
 DTYPES = ("float32", "bfloat16")  # in this order, since weights that were rounded stay so
@@ -107,9 +106,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="measure not the time that passes but that of the processor, of all threads together",
     )
-    parser.add_argument("--json", metavar="FILE", help="also write the figures of every repetition to this file")
+    add_json_option(parser, "the figures of every repetition")
     parser.add_argument("--plot", metavar="FILE.png", help="also draw milliseconds against the number of objects")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def positive_number(text: str) -> int:
@@ -124,9 +122,10 @@ def run(args: argparse.Namespace) -> int:
     """Measure as the options say; print the table, write JSON and plot."""
     if args.plot is not None and Path(args.plot).suffix.lower() != ".png":
         raise ValueError(f"--plot {args.plot}: is drawn as PNG, so the name must end in .png")
-    for path, option in ((args.json, "--json"), (args.plot, "--plot")):
-        if path is not None:
-            check_file(path, option)
+    if args.json is not None:
+        args.json.check()
+    if args.plot is not None:
+        check_file(args.plot, "--plot")
     pictures = load_pictures(args.images)
     model, processor = load_model(args.model, args.device)
     cases = list_cases(args, model.config, processor)
@@ -153,8 +152,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"{args.model}: {model.num_parameters():,} parameters, input of {sizes}; {args.repetitions} runs, {clock}")
     print(f"{describe(machine)}\n\n{make_table(results)}")
     if args.json is not None:
-        content = {"model": args.model, "clock": clock, "machine": machine, "measurements": list(map(as_dict, results))}
-        Path(args.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        measurements = list(map(as_dict, results))
+        args.json.write({"model": args.model, "clock": clock, "machine": machine, "measurements": measurements})
     if args.plot is not None:
         draw_plot(results).save(args.plot, optimize=True)
     return 0

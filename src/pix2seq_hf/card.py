@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
     card = build_card(args.name or name_of(folder), config, evaluations, read_training(folder), args.license)
     path.write_text(card, encoding="utf-8")
     num_results = sum(len(metrics(numbers)) for each in evaluations for numbers in each["tasks"].values())
-    print(f"{path}: {num_results} results; upload the whole folder: hf upload OWNER/NAME {folder}")
+    if not args.quiet:
+        print(f"{path}: {num_results} results; upload the whole folder: hf upload OWNER/NAME {folder}")
     return 0
 
 

@@ -1,14 +1,22 @@
-"""The command `pix2seq`: which commands there are, and how their errors end (see [`EXIT_CODES`])."""
+"""The command `pix2seq`: which commands there are, what all of them take, how their errors end (see [`EXIT_CODES`])."""
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import importlib.metadata
+import logging
 import os
 import sys
+import time
+import traceback
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pix2seq_hf
+from pix2seq_hf.outputs import JsonTarget, remove_empty_folders
+
+logger = logging.getLogger(__name__)
 
 
 class Command(NamedTuple):
@@ -29,7 +37,7 @@ COMMANDS = {
     "card": Command("pix2seq_hf.card", "write the model card of a model folder, with the results of evaluations"),
     "data": Command("pix2seq_hf.data.command", "look into data sets, find what is wrong, convert them to parquet"),
     "app": Command("pix2seq_hf.app.command", "show what a model finds in a web page on this machine"),
-    "demo": Command("pix2seq_hf.demo", "train on drawn pictures and detect in a new one, offline, in minutes"),
+    "demo": Command("pix2seq_hf.demo", "draw new scenes and show what the model in the box finds, offline, in seconds"),
     "completion": Command("pix2seq_hf.completion", "write the script that completes these commands with the tab key"),
 }
 
@@ -57,6 +65,9 @@ QUIET_ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "TF_ENABLE_ONEDNN_OPTS": "0",
 }
+VERBOSE_ENVIRONMENT = {"TRANSFORMERS_VERBOSITY": "info", "DATASETS_VERBOSITY": "info", "HF_HUB_VERBOSITY": "info"}
+# The libraries' own bars, which are made for terminals.
+NO_BARS_ENVIRONMENT = {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -103,19 +114,62 @@ def build_parser(name: str, module) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     module.add_arguments(parser)
-    parser.add_argument("--traceback", action="store_true", help="show where an error arose, not just its message")
+    for command in list_parsers(parser):
+        group = command.add_argument_group("what every command takes").add_mutually_exclusive_group()
+        words = "only results, warnings and errors: no progress, no remarks"
+        group.add_argument("--quiet", action="store_true", help=words)
+        words = "also what the libraries say, and where an error arose"
+        group.add_argument("--verbose", "--traceback", action="store_true", help=words)
     return parser
+
+
+def list_parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parser, or of a command that consists of commands (`data`) the parsers of those."""
+    inner = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not inner:
+        yield parser
+    for action in inner:
+        for command in action.choices.values():
+            yield from list_parsers(command)
+
+
+@contextlib.contextmanager
+def told_to_say(args: argparse.Namespace) -> Iterator[None]:
+    """While a command runs: its log is shown as far as the options say, and nothing is printed beside `--json -`."""
+    logging.basicConfig(format="%(message)s")
+    log = logging.getLogger("pix2seq_hf")
+    before = log.level
+    is_first = not int(os.environ.get("RANK", "0"))  # of the processes that a launcher started
+    level = logging.DEBUG if args.verbose else logging.WARNING if args.quiet else logging.INFO
+    log.setLevel(level if is_first else logging.ERROR)
+    try:
+        with contextlib.ExitStack() as stack:
+            target = getattr(args, "json", None)
+            if isinstance(target, JsonTarget) and target.stream is not None:
+                nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+            yield
+    finally:
+        log.setLevel(before)
 
 
 def run_command(name: str, arguments: list[str]) -> int:
     """Run one command of [`COMMANDS`]; errors that the user can mend become one line and exit code 2."""
-    for variable, value in QUIET_ENVIRONMENT.items():
+    # Known before the parser is, for what is imported reads the environment, and may fail.
+    is_verbose, is_quiet = bool({"--verbose", "--traceback"} & set(arguments)), "--quiet" in arguments
+    environment = {**QUIET_ENVIRONMENT, **(VERBOSE_ENVIRONMENT if is_verbose else {})}
+    environment |= NO_BARS_ENVIRONMENT if is_quiet or not sys.stderr.isatty() else {}
+    for variable, value in environment.items():
         os.environ.setdefault(variable, value)
-    # Known before the parser is, so that a module that cannot be imported is shown too.
-    show_traceback = "--traceback" in arguments
+    start = time.monotonic()
     try:
         module = importlib.import_module(COMMANDS[name].module)
-        return module.run(build_parser(name, module).parse_args(arguments)) or 0
+        args = build_parser(name, module).parse_args(arguments)
+        with told_to_say(args):
+            logger.debug("%s", version_line())
+            exit_code = module.run(args) or 0
+            logger.debug("pix2seq %s: exit code %d after %.1f s", name, exit_code, time.monotonic() - start)
+        return exit_code
     except KeyboardInterrupt as error:
         what = f": {describe_error(error)}" if error.args else ""
         print(f"pix2seq {name}: interrupted{what}", file=sys.stderr)
@@ -125,13 +179,14 @@ def run_command(name: str, arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError, ImportError) as error:
-        if show_traceback:
-            raise
-        message = describe_error(error)
+        message, trace = describe_error(error), traceback.format_exc()
     except RuntimeError as error:
-        if show_traceback or "out of memory" not in str(error):
+        if "out of memory" not in str(error):
             raise
-        message = "out of memory: choose a smaller batch size, or --device cpu"
+        message, trace = "out of memory: choose a smaller batch size, or --device cpu", traceback.format_exc()
+    remove_empty_folders()
+    if is_verbose:
+        print(trace, end="", file=sys.stderr)
     print(f"pix2seq {name}: error: {message}", file=sys.stderr)
     return 2
 

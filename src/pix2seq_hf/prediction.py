@@ -47,6 +47,7 @@ from PIL import Image
 from .data.pictures import MAX_PIXELS, PictureError, expand_lists, find_pictures
 from .data.video import Source, find_reader, is_video, list_sources
 from .default_model import add_model_option, advise
+from .outputs import add_json_option, make_folder
 
 # What results depend on: a run is only continued with the same.
 KEPT_OPTIONS = (
@@ -132,12 +133,14 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="refuse larger pictures (default: 100 million)"
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar and no summary; errors are still named")
+    add_json_option(parser, "how much was done, what was left out")
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what the options say and return the exit code: 0, or 1 if a picture was left out."""
     check_options(args)
+    if args.json is not None:
+        args.json.check()
     paths, problems = find_pictures(expand_lists(args.pictures, getattr(sys.stdin, "buffer", sys.stdin)))
     for path in filter(is_video, paths):
         find_reader(str(path))
@@ -149,7 +152,8 @@ def run(args: argparse.Namespace) -> int:
 
     kept = {name: getattr(args, name) for name in KEPT_OPTIONS}
     kept |= {name: os.path.realpath(kept[name]) for name in ("model", "boxes") if kept[name] is not None}
-    output = PredictionFolder(args.output, paths, model.config.id2label, kept, args.resume)
+    start = time.monotonic()
+    output = PredictionFolder(make_folder(args.output, "--output"), paths, model.config.id2label, kept, args.resume)
     try:
         predict(args, paths, model, processor, options, output, problems, given)
         if given is not None and paths and not given.was_used:
@@ -157,6 +161,8 @@ def run(args: argparse.Namespace) -> int:
     finally:  # also when interrupted
         for problem in problems:
             print(f"pix2seq predict: left out: {problem}", file=sys.stderr)
+        if args.json is not None:
+            args.json.write({**output.numbers(time.monotonic() - start), "left_out": problems})
     return 1 if problems else 0
 
 

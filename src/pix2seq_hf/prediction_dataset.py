@@ -90,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
     check_options(args)
     if args.chunk_size % args.batch_size:
         raise ValueError(f"--chunk-size {args.chunk_size}: must be a multiple of --batch-size {args.batch_size}")
+    if args.json is not None:
+        args.json.check()
 
     from .data.command import parse_columns  # here and below only when needed: --help should not wait for it
     from .data.numbered import open_pictures
@@ -119,15 +121,20 @@ def run(args: argparse.Namespace) -> int:
         missing = folder.missing(num_pictures)
         if missing:
             say_missing(folder, missing, num_pictures)
+            if args.json is not None:
+                args.json.write({"output": str(folder.path), "num_pictures": num_pictures, "missing_parts": missing})
             return 1
         folder.write_manifest({**manifest, "num_pictures": num_pictures})
     written = ["parquet", *(folder.write_coco(model.config.id2label) if args.coco else [])]
     errors = [f"{row['file_name']}: {row['error']}" for row in folder.rows(["file_name", "error"]) if row["error"]]
     say_some((f"has no result: {error}" for error in errors[:MOST_NAMED]), len(errors), "pictures")
+    before, seconds = min(num_pictures, len(finished) * args.chunk_size), time.monotonic() - start
     if not args.quiet:
-        before = min(num_pictures, len(finished) * args.chunk_size)
         done = f"{num_pictures} pictures ({before} of them before), {len(errors)} without a result"
-        print(f"{done}, {time.monotonic() - start:.1f} s: {folder.path} ({', '.join(written)})")
+        print(f"{done}, {seconds:.1f} s: {folder.path} ({', '.join(written)})")
+    if args.json is not None:
+        counts = {"num_pictures": num_pictures, "num_before": before, "seconds": seconds, "missing_parts": []}
+        args.json.write({"output": str(folder.path), **counts, "without_result": errors})
     return int(bool(errors))
 
 

@@ -136,6 +136,11 @@ class PredictionFolder:
                 return target
             number += 1
 
+    def numbers(self, seconds: float) -> dict[str, Any]:
+        """What was done, for machines."""
+        counts = {"num_pictures": self.num_pictures, "num_before": self.num_before, "num_objects": self.num_objects}
+        return {"output": str(self.folder), **counts, "seconds": seconds}
+
     def summary(self, seconds: float) -> str:
         """What was done, in one line."""
         done = f"{self.num_pictures} picture{'s' * (self.num_pictures != 1)}"

@@ -14,12 +14,13 @@ scenes draws pictures with boxes, masks, keypoints and captions, as a COCO folde
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from pix2seq_hf.outputs import add_json_option
 
 INSPECT = """\
 Print what is in a data set, and every problem that one pass over it finds; write a contact sheet.
@@ -75,8 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scenes.add_argument("--objects", metavar="FEWEST-MOST", help="in a picture (default: 1-25)")
     scenes.add_argument("--diameters", metavar="FROM-TO", help="of the objects in pixels (default: 10-400)")
     scenes.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each processor)")
-    scenes.add_argument("--quiet", action="store_true", help="no progress bar")
-    scenes.add_argument("--traceback", action="store_true", help="show where an error arose")
+    add_json_option(scenes, "what was written")
     for command in (inspect, convert):
         command.add_argument("data", metavar="DATA", help="a folder, a .parquet file, or a name on the Hub")
         command.add_argument(
@@ -95,13 +95,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "names=cat,dog; may be given several times",
         )
         command.add_argument("--max-images", type=int, metavar="N", help="only the first N pictures of each split")
-        command.add_argument("--quiet", action="store_true", help="no progress bar")
-        command.add_argument("--traceback", action="store_true", help="show where an error arose")
     inspect.add_argument(
         "--sheet", metavar="FILE.png", help="write pictures with their annotations (of several splits, FILE_SPLIT.png)"
     )
     inspect.add_argument("--sheet-size", type=int, default=16, metavar="N", help="pictures on it (default: 16)")
-    inspect.add_argument("--json", metavar="FILE", help="write the numbers and problems")
+    add_json_option(inspect, "the numbers and problems")
     inspect.add_argument("--no-pictures", action="store_true", help="do not open the pictures, which takes longest")
     convert.add_argument("--output", required=True, metavar="OUT", help="the folder to write")
     convert.add_argument(
@@ -115,6 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     convert.add_argument("--shard-size", type=int, default=500, metavar="MB", help="of each file (default: 500)")
     convert.add_argument("--overwrite", action="store_true", help="replace OUT, if this command has written it")
+    add_json_option(convert, "what was written, mended and left out")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -173,11 +172,11 @@ def run_inspect(args: argparse.Namespace, columns: dict[str, Any] | None) -> int
     from pix2seq_hf.outputs import check_file
     from pix2seq_hf.progress import open_bar
 
-    for option in ("sheet", "json"):
-        if getattr(args, option) is not None:
-            check_file(getattr(args, option), f"--{option}")
+    if args.json is not None:
+        args.json.check()
     if args.sheet is not None:
         check_picture_name(args.sheet)
+        check_file(args.sheet, "--sheet")
     names = args.split.split(",") if args.split else list_parts(args.data)
     summaries, has_errors, num_read = {}, False, 0
     for name in names:
@@ -211,9 +210,8 @@ def run_inspect(args: argparse.Namespace, columns: dict[str, Any] | None) -> int
     if num_read and not any(summary.get("objects") or summary.get("captions") for summary in summaries.values()):
         print(f"  error: nothing to learn from: no picture of {args.data} has an object or a caption")
         has_errors = True
-    if args.json:
-        content = {"data": str(args.data), "splits": summaries}
-        Path(args.json).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if args.json is not None:
+        args.json.write({"data": str(args.data), "splits": summaries})
     return 2 if not num_read else int(has_errors)
 
 
@@ -272,6 +270,8 @@ def run_convert(args: argparse.Namespace, columns: dict[str, Any] | None) -> int
 
     shown = {"is_shown": not args.quiet, "is_kept": False}
     make_folder(check_output(args.output, args.overwrite).parent, "--output")
+    if args.json is not None:
+        args.json.check()
     names = args.split.split(",") if args.split else list_parts(args.data)
     problems, splits, tasks = Problems(lost="left out"), {}, args.tasks.split(",") if args.tasks else None
     for name in names:
@@ -298,13 +298,19 @@ def run_convert(args: argparse.Namespace, columns: dict[str, Any] | None) -> int
     for problem in problems.lost:
         print(f"pix2seq data convert: left out: {problem.message}", file=sys.stderr)
     lost, problems.found = problems.lost, [problem for problem in problems.found if not problem.is_error]
-    if problems.found:
-        print(inspection.format_problems(inspection.group_problems(problems)))
-    size = sum(path.stat().st_size for path in files) / 1e6
-    left_out = f", {len(lost):,} left out," if lost else ""
-    print(f"{args.output}: {total:,} pictures{left_out} in {len(files)} parquet files of {size:,.1f} MB together")
-    if args.pictures == "path":
-        print("pictures stay where they are: readers need --column folder=DIR (in a recipe: columns.folder)")
+    mended, size = inspection.group_problems(problems), sum(path.stat().st_size for path in files)
+    if not args.quiet:
+        if problems.found:
+            print(inspection.format_problems(mended))
+        left_out = f", {len(lost):,} left out," if lost else ""
+        space = f"{len(files)} parquet files of {size / 1e6:,.1f} MB together"
+        print(f"{args.output}: {total:,} pictures{left_out} in {space}")
+        if args.pictures == "path":
+            print("pictures stay where they are: readers need --column folder=DIR (in a recipe: columns.folder)")
+    if args.json is not None:
+        written = {"num_pictures": total, "files": list(map(str, files)), "num_bytes": size}
+        left_out = [problem.message for problem in lost]
+        args.json.write({"output": args.output, **written, "mended": mended, "left_out": left_out})
     return int(bool(lost))
 
 
@@ -315,10 +321,18 @@ def run_scenes(args: argparse.Namespace) -> int:
 
     settings = [("size", args.size), ("objects", args.objects), ("diameters", args.diameters)]
     options = parse_options({name: text for name, text in settings if text is not None})
+    if args.json is not None:
+        args.json.check()
     with open_bar(args.count, "picture", is_shown=not args.quiet, is_kept=False) as bar:
         path = write_scenes(
             args.output, args.split, args.count, args.seed, options, args.workers or os.cpu_count(), bar.update
         )
-    print(f"{args.output}: {args.count:,} pictures in {args.split}/, annotations in {path.parent}/*_{args.split}.json")
-    print(f"look at them: pix2seq data inspect {args.output} --split {args.split} --sheet sheet.png")
+    annotations = sorted(map(str, path.parent.glob(f"*_{args.split}.json")))
+    if not args.quiet:
+        names = f"{path.parent}/*_{args.split}.json"
+        print(f"{args.output}: {args.count:,} pictures in {args.split}/, annotations in {names}")
+        print(f"look at them: pix2seq data inspect {args.output} --split {args.split} --sheet sheet.png")
+    if args.json is not None:
+        written = {"split": args.split, "num_pictures": args.count, "annotations": annotations}
+        args.json.write({"output": args.output, **written})
     return 0

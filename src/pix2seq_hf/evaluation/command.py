@@ -27,7 +27,6 @@ A picture that is missing or broken counts as one in which nothing was found, an
 import argparse
 import contextlib
 import hashlib
-import json
 import os
 import sys
 import time
@@ -37,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from pix2seq_hf.default_model import DEFAULT_MODEL
+from pix2seq_hf.outputs import add_json_option
 
 MODES = ("model", "results", "oracle", "watch")
 ALL_TASKS = ("object_detection", "instance_segmentation", "keypoint_detection", "captioning")
@@ -136,7 +136,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--output", metavar="DIR", help="what was found, one TASK.json each; the same command goes on where it was"
     )
-    output.add_argument("--json", metavar="FILE", help="the numbers")
+    add_json_option(output, "the numbers")
     output.add_argument("--report", metavar="DIR", help="a page with curves, kinds of errors and pictures per task")
     output.add_argument("--per-class", action="store_true", help="a table of classes for every task about objects")
     output.add_argument(
@@ -150,7 +150,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="pycocotools",
         help="what computes COCO's numbers; both give the same (default: pycocotools)",
     )
-    output.add_argument("--quiet", action="store_true", help="no progress bar; the numbers are still printed")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -208,6 +207,8 @@ def check_options(args: argparse.Namespace) -> None:
         for option in ("output", *(() if args.watch else ("boxes", "max_objects", "num_samples"))):
             if getattr(args, option) is not None:
                 raise ValueError(f"--{option.replace('_', '-')}: is for --model")
+    if args.json is not None and args.watch:
+        raise ValueError(f"--json: --watch writes {Path(args.watch, 'evaluations.jsonl')}, a line per checkpoint")
     for option in ("report", "per_class", "spice"):
         if getattr(args, option) and (args.oracle or args.watch):
             raise ValueError(f"--{option.replace('_', '-')}: is for --model and --results")
@@ -225,10 +226,10 @@ def split_tasks(text: str | None, default: Sequence[str] = ("object_detection",)
 
 def check_outputs(args: argparse.Namespace) -> None:
     """Make the folders of what will be written; an OSError names what cannot be."""
-    from pix2seq_hf.outputs import check_file, make_folder
+    from pix2seq_hf.outputs import make_folder
 
     if args.json is not None:
-        check_file(args.json, "--json")
+        args.json.check()
     for option in ("report", "output"):
         if getattr(args, option) is not None:
             make_folder(getattr(args, option), f"--{option}")
@@ -490,7 +491,7 @@ def run_oracle(args: argparse.Namespace) -> int:
     if args.json is not None:
         options = {name: getattr(args, name) for name in ("oracle_bins", "image_size", "max_points", "max_images")}
         content = {**describe(args, split), "options": options, "oracle": {str(bins): table[bins] for bins in table}}
-        write_json(args.json, content)
+        args.json.write(content)
     columns = ("AP", "AP_50", "AP_75", "AP_small", "AP_medium", "AP_large")
     print(f"{len(split.dataset)} pictures, input of {args.image_size} pixels, outlines of {args.max_points} points")
     print(f"{'':<10}{'bins':>6}" + "".join(f"{name.replace('AP_', ''):>8}" for name in columns))
@@ -635,16 +636,11 @@ def write_outputs(
     if args.json is not None:
         names = (*KEPT_OPTIONS[4:], "max_images", "image_ids", "batch_size", "results")
         options = {name: getattr(args, name) for name in names}
-        write_json(args.json, {**describe(args, split), **facts, "options": options, "tasks": dict(numbers)})
+        args.json.write({**describe(args, split), **facts, "options": options, "tasks": dict(numbers)})
     if args.report is not None:
         facts = {name: getattr(args, name) for name in ("model", "data", "split")}
         report(args.report, split, numbers, results, facts)
     return tables
-
-
-def write_json(path: str, content: Mapping[str, Any]) -> None:
-    """Write the file of numbers."""
-    Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def add_voc(args: argparse.Namespace, split: Any, numbers: dict, results: Mapping[str, Any]) -> None:

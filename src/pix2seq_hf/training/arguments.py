@@ -441,6 +441,8 @@ def find_recipe(name: str | Path) -> Path:
         advice = f"did you mean {nearest[0]}?" if nearest else "or give a .yaml file"
         known = ", ".join(list_recipes())
         raise FileNotFoundError(f"{name}: no such recipe (recipes of the package: {known}); {advice}")
+    if path.parent == RECIPES / "accelerate":
+        raise ValueError(f"{name}: is no recipe, but how processes are started: for accelerate launch --config_file")
     return path
 
 

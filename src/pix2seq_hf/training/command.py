@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
-        help="continue the run in OUTPUT from its last checkpoint (default: if there is one); --no-resume refuses to",
+        help="go on with the run that must be in DIR; --no-resume: there must be none (default: if there is one)",
     )
     parser.add_argument(
         "--max-bad",
@@ -56,7 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the run stops if more than this share of a task's samples turn out unusable, rounded down; a single one "
         "only stops it if this is 0 (default: the recipe's data.max_bad, 0.01; 0.01 of 50 or of 150 lets one pass)",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bars; warnings and errors are still shown")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,7 +65,6 @@ def run(args: argparse.Namespace) -> int:
     overrides = [*args.overrides, *([] if args.max_bad is None else [f"data.max_bad={args.max_bad}"])]
     recipe = load_recipe(args.recipe, overrides)  # before the imports that take seconds
     is_first = not int(os.environ.get("RANK", "0"))
-    show_log(args.quiet, is_first)
     logger.info("loading the libraries")
 
     import datasets
@@ -86,10 +84,3 @@ def run(args: argparse.Namespace) -> int:
     if is_first and not args.quiet:
         print(f"trained: {final}")
     return 0
-
-
-def show_log(is_quiet: bool, is_first: bool) -> None:
-    """Print what the package logs: the first process everything, only warnings if quiet; the others only errors."""
-    level = logging.WARNING if is_quiet else logging.INFO
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("pix2seq_hf").setLevel(level if is_first else logging.ERROR)

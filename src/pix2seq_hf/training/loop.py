@@ -65,8 +65,7 @@ def train(
         data (`str` or `Path`): The data set, see [`~data.sources.open_split`].
         output (`str` or `Path`): Folder of the run, see the head of this file.
         resume (`bool`, *optional*): Continue the run of the folder from its last checkpoint. By default if there is
-            one; `True` is the same, and says so if there is none; `False` refuses a folder that has a run. A run goes
-            on with more steps, too.
+            one; `True` refuses a folder without a run, `False` one that has a run. A run goes on with more steps, too.
         show_progress (`bool`): Show a progress bar on the main process.
     Returns:
         `Path`: The folder `final` of the run.

@@ -18,6 +18,7 @@ import difflib
 from pathlib import Path
 
 import pix2seq_hf
+from pix2seq_hf.outputs import add_json_option
 
 # As `RECIPES` of arguments.py, whose import takes seconds.
 FOLDER = Path(pix2seq_hf.__file__).parent / "recipes"
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--resolved", action="store_true", help="every setting, also those that the file leaves out")
     what.add_argument("--path", action="store_true", help="only where the file is")
+    add_json_option(parser, "the list, or the settings of the recipe")
     parser.add_argument(
         "--set",
         action="append",
@@ -47,21 +49,28 @@ def run(args: argparse.Namespace) -> int:
         if args.resolved or args.path:
             raise ValueError(f"{'--resolved' if args.resolved else '--path'} needs the name of a recipe")
         print(overview(), end="")
+        if args.json is not None:
+            args.json.write([describe(name, path) for name, path in list_files().items()])
         return 0
     path = find_file(args.name)
-    if args.path:
-        print(path)
-    elif args.resolved:
-        import yaml
+    import yaml
 
+    text = path.read_text(encoding="utf-8")
+    if args.resolved:
         from pix2seq_hf.training.arguments import load_recipe
 
         recipe = dataclasses.asdict(load_recipe(path, args.overrides))
         recipe = {name: section for name, section in recipe.items() if section is not None}
-        print(yaml.safe_dump(recipe, sort_keys=False), end="")
-    else:
-        print(path.read_text(encoding="utf-8"), end="")
+        text = yaml.safe_dump(recipe, sort_keys=False)
+    print(f"{path}\n" if args.path else text, end="")
+    if args.json is not None:
+        args.json.write({**describe(args.name, path), "settings": yaml.safe_load(text)})
     return 0
+
+
+def describe(name: str, path: Path) -> dict[str, str]:
+    """A file, for machines."""
+    return {"name": name, "summary": summary_of(path), "path": str(path)}
 
 
 def overview() -> str:

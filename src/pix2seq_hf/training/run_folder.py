@@ -86,15 +86,17 @@ def find_start(recipe: Recipe, output: Path, resume: bool | None) -> Start:
         output (`Path`): Folder of the run.
         resume (`bool`, *optional*): Whether to continue what is there; `False` refuses it.
     Returns:
-        [`Start`]. A folder without a checkpoint and a result is started anew, with a word.
+        [`Start`]. A run that has no checkpoint yet is started anew, with a word.
     Raises:
-        ValueError: If there is a run and `resume` is `False`, the run had other settings, or it is finished and other
-            evaluations are asked for."""
+        ValueError: If there is no run and `resume` is `True`, there is one and `resume` is `False`, it had other
+            settings, or it is finished and other evaluations are asked for."""
     recipe_file, checkpoints = output / "recipe.yaml", output / "checkpoints"
     is_finished = (output / "final/config.json").is_file()
     has_checkpoints = any(checkpoints.glob("step-*"))
     if not recipe_file.is_file() or not (is_finished or has_checkpoints):
-        if resume or recipe_file.is_file():
+        if resume and not recipe_file.is_file():
+            raise ValueError(f"{output}: has no run that --resume could go on with; leave out --resume to begin one")
+        if recipe_file.is_file():
             logger.warning("%s: has no checkpoint to go on from: starts at step 0", output)
         return Start()
     if resume is False:
