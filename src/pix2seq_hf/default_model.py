@@ -3,8 +3,8 @@
 import argparse
 import os
 
-# A folder of this package, as `from_pretrained` takes it.
 DEFAULT_MODEL = os.path.join(os.path.dirname(os.path.abspath(__file__)), "box_model")
+"""Folder of the model in the box, as `from_pretrained` takes it."""
 
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:
