@@ -54,6 +54,13 @@ def test_it_leaves_pictures_and_numbers_and_replaces_its_own(tiny_model, tmp_pat
     assert str(tmp_path / "found.png") in lines[-2] and str(tmp_path / "found.json") in lines[-1]
 
 
+def test_json_stands_alone(tiny_model, tmp_path, capsys):
+    assert run_demo("--model", tiny_model, "--output", tmp_path, "--count", 1, "--json", "-", "--quiet") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == check_folder(tmp_path, 1)
+    assert not said.err
+
+
 def test_it_touches_nothing_of_others(tiny_model, tmp_path, capsys):
     (tmp_path / "found.png").touch()
     assert run_demo("--model", tiny_model, "--output", tmp_path) == 2
@@ -69,6 +76,7 @@ def test_it_touches_nothing_of_others(tiny_model, tmp_path, capsys):
         (["--steps", 5], "--steps 5: is for --train"),
         (["--train", "--count", 5], "--count: is of no use with --train"),
         (["--train", "--model", "x"], "--model: is of no use with --train"),
+        (["--train", "--json", "-"], "--json: is of no use with --train"),
         (["--model", "nowhere"], "nowhere: is no model folder"),
     ],
 )

@@ -19,6 +19,7 @@ With --train there are instead:
 
 import argparse
 import json
+import logging
 import shutil
 import time
 from collections import Counter
@@ -29,6 +30,9 @@ from typing import Any
 from PIL import Image
 
 from pix2seq_hf.default_model import DEFAULT_MODEL, add_model_option
+from pix2seq_hf.outputs import add_json_option, make_folder
+
+logger = logging.getLogger(__name__)
 
 OUTPUT, COUNT = "pix2seq-demo", 4
 SHEET, NUMBERS, SCENES = "found.png", "found.json", "scenes"
@@ -44,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", default=OUTPUT, metavar="DIR", help=f"where everything goes (default: {OUTPUT})")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="other pictures for another (default: 0)")
     parser.add_argument("--count", type=int, metavar="N", help=f"how many scenes (default: {COUNT})")
+    add_json_option(parser, "what found.json holds")
     parser.add_argument("--train", action="store_true", help="train a small detector of drawn shapes instead")
     parser.add_argument(
         "--steps", type=int, metavar="N", help="of --train (default: those of the recipe 'demo'; more, better boxes)"
@@ -55,8 +60,9 @@ def run(args: argparse.Namespace) -> int:
     if args.seed < 0:
         raise ValueError(f"--seed {args.seed}: must not be negative")
     if args.train:
-        if args.count is not None or args.model != DEFAULT_MODEL:
-            raise ValueError(f"--{'model' if args.count is None else 'count'}: is of no use with --train")
+        for option, default in (("count", None), ("json", None), ("model", DEFAULT_MODEL)):
+            if getattr(args, option) != default:
+                raise ValueError(f"--{option}: is of no use with --train")
         from pix2seq_hf.demo_training import train_and_show
 
         train_and_show(Path(args.output), args.seed, args.steps)
@@ -66,11 +72,15 @@ def run(args: argparse.Namespace) -> int:
     count = COUNT if args.count is None else args.count
     if count < 1:
         raise ValueError(f"--count {count}: must be at least 1")
-    look_and_show(Path(args.output), args.seed, count, args.model)
+    if args.json is not None:
+        args.json.check()
+    found = look_and_show(Path(args.output), args.seed, count, args.model)
+    if args.json is not None:
+        args.json.write(found)
     return 0
 
 
-def look_and_show(output: Path, seed: int, count: int, folder: str) -> None:
+def look_and_show(output: Path, seed: int, count: int, folder: str) -> dict[str, Any]:
     r"""Draw scenes, let a model look at them, write and print what it found.
 
     Args:
@@ -78,6 +88,8 @@ def look_and_show(output: Path, seed: int, count: int, folder: str) -> None:
         seed (`int`): Of the scenes, and of what the model draws by chance.
         count (`int`): How many scenes.
         folder (`str`): Of the model.
+    Returns:
+        `dict[str, Any]`: The content of `found.json`.
     Raises:
         ValueError: If there is no such model, or `output` has other things of these names."""
     start = time.monotonic()
@@ -91,7 +103,7 @@ def look_and_show(output: Path, seed: int, count: int, folder: str) -> None:
     from pix2seq_hf.engine import TaskOptions, run_tasks
 
     scenes = [draw_scene(seed, SPLIT, index, SceneOptions(**SCENE)) for index in range(count)]
-    print(f"looking at {count} new scene{'s' * (count > 1)}: {', '.join(model.config.tasks)}", flush=True)
+    logger.info("looking at %d new scene%s: %s", count, "s" * (count > 1), ", ".join(model.config.tasks))
     results = [
         result
         for first in range(0, count, COUNT)
@@ -103,7 +115,7 @@ def look_and_show(output: Path, seed: int, count: int, folder: str) -> None:
         )
     ]
     num_right = [count_right(scene, result) for scene, result in zip(scenes, results, strict=True)]
-    (output / SCENES).mkdir(parents=True)
+    make_folder(output / SCENES, "--output")
     entries = []
     for number, (scene, result) in enumerate(zip(scenes, results, strict=True), start=1):
         names = {"picture": f"{SCENES}/{number}.png", "drawing": f"{SCENES}/{number}-found.png"}
@@ -112,10 +124,13 @@ def look_and_show(output: Path, seed: int, count: int, folder: str) -> None:
         entries.append({**names, "drawn": describe_scene(scene), "found": result.to_dict()})
     draw_sheet(scenes, results, num_right).save(output / SHEET)
     about = {"seed": seed, "model": "the model in the box" if folder == DEFAULT_MODEL else folder}
-    (output / NUMBERS).write_text(json.dumps({**about, "scenes": entries}, indent=1), encoding="utf-8")
+    content = {**about, "scenes": entries}
+    (output / NUMBERS).write_text(json.dumps(content, indent=1), encoding="utf-8")
     print(table(scenes, results, num_right))
     print(f"{output / SHEET}: what was found beside what was drawn")
-    print(f"{output / NUMBERS}: all of it, for machines ({time.monotonic() - start:.1f} s)")
+    print(f"{output / NUMBERS}: all of it, for machines")
+    logger.info("%.1f s", time.monotonic() - start)
+    return content
 
 
 def clear_earlier_demo(output: Path) -> None:

@@ -1,5 +1,6 @@
 """How does a small detector learn drawn shapes from nothing, in minutes on a CPU: `pix2seq demo --train`."""
 
+import logging
 import os
 import shutil
 import time
@@ -7,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
+
+logger = logging.getLogger(__name__)
 
 NUM_TRAINING, NUM_NEW, NUM_SHOWN = 2000, 32, 6  # pictures
 SCENE = {"max_objects": 2, "size_range": (0.3, 0.6), "use_class_colors": True}
@@ -35,7 +38,7 @@ def train_and_show(output: Path, seed: int, steps: int | None = None) -> None:
 
     recipe = load_recipe("demo", overrides)
     clear_earlier_demo(output)
-    print(f"1/3  drawing {NUM_TRAINING + NUM_NEW} pictures of shapes", flush=True)
+    logger.info("1/3  drawing %d pictures of shapes", NUM_TRAINING + NUM_NEW)
     write_shapes(output / SHAPES, "train", NUM_TRAINING, seed, image_size=TRAINING_SIZE, **SCENE)
     write_shapes(output / SHAPES, "new", NUM_NEW, seed, image_size=NEW_SIZE, **SCENE)
 
@@ -45,7 +48,7 @@ def train_and_show(output: Path, seed: int, steps: int | None = None) -> None:
 
     # One core prepares the pictures. Threads that wait for a busy core cost more than they bring.
     torch.set_num_threads(max((os.cpu_count() or 1) - 1, 1))
-    print(f"2/3  training a small model for {recipe.training.steps} steps", flush=True)
+    logger.info("2/3  training a small model for %d steps", recipe.training.steps)
     model_folder = train(recipe, output / SHAPES, output / RUN)
 
     from pix2seq_hf.data.coco import read_coco
@@ -53,7 +56,7 @@ def train_and_show(output: Path, seed: int, steps: int | None = None) -> None:
     from pix2seq_hf.evaluation.predictions import Question
     from pix2seq_hf.prediction import load_model
 
-    print(f"3/3  detecting in {NUM_NEW} new pictures", flush=True)
+    logger.info("3/3  detecting in %d new pictures", NUM_NEW)
     split = read_coco(output / SHAPES, "new")
     model, processor = load_model(str(model_folder), "auto")
     measured = measure(model, processor, split, Question(["object_detection"], seed=seed), batch_size=NUM_NEW)
@@ -61,7 +64,8 @@ def train_and_show(output: Path, seed: int, steps: int | None = None) -> None:
     shown = [output / SHAPES / "new" / image["file_name"] for image in split.annotations["images"][:NUM_SHOWN]]
     draw_sheet(shown, detections, split.id2label).save(output / SHEET)
     print(f"average precision at IoU 0.5 on the new pictures: {100 * precision:.0f} %")
-    print(f"{output / SHEET}: what the model found ({time.monotonic() - start:.0f} s)")
+    print(f"{output / SHEET}: what the model found")
+    logger.info("%.0f s", time.monotonic() - start)
 
 
 def clear_earlier_demo(output: Path) -> None:
