@@ -122,6 +122,30 @@ def test_an_empty_section_does_not_empty_that_of_the_base(tmp_path):
     assert recipe.training.steps is None
 
 
+def test_null_takes_a_task_away(tmp_path):
+    write(tmp_path, "first", "captioning: {batch_size: 2}\nobject_detection: {weight: 3}\nkeypoint_detection:\n")
+    path = write(tmp_path, "second", "base: first.yaml\ncaptioning: null\nobject_detection:\n")
+    recipe = load_recipe(path)
+    assert list(recipe.tasks) == ["object_detection", "keypoint_detection"] and recipe.object_detection.weight == 3
+    assert list(load_recipe(path, ["keypoint_detection=null"]).tasks) == ["object_detection"]
+    assert list(load_recipe(write(tmp_path, "third", "base: second.yaml\ncaptioning: {}\n")).tasks)[-1] == "captioning"
+    with pytest.raises(ValueError, match=r"third.yaml: evaluation.tasks: 'captioning' is not trained"):
+        load_recipe(write(tmp_path, "third", "base: second.yaml\nevaluation: {tasks: [captioning]}\n"))
+
+
+def test_who_is_to_blame_for_a_wrong_setting(tmp_path):
+    path = write(tmp_path, "mine", "training: {batch_size: 4}\n")
+    wrong = "training.gradient_accumulation_steps=3"
+    with pytest.raises(ValueError, match=f"^--set {wrong}: training.batch_size 4 is not divisible"):
+        load_recipe(path, ["training.seed=1", wrong])
+    with pytest.raises(ValueError, match=r"^--set training.steps=x: training.steps must be a whole number, not 'x'$"):
+        load_recipe(path, ["training.seed=1", "training.steps=x"])
+    path = write(tmp_path, "wrong", "training: {batch_size: four}\n")
+    with pytest.raises(ValueError, match=r"^\S+wrong.yaml: training.batch_size must be a whole number, not 'four'$"):
+        load_recipe(path, ["training.seed=1"])
+    assert load_recipe(path, ["training.batch_size=4"]).training.batch_size == 4
+
+
 def test_a_base_of_the_package_and_a_task_more(tmp_path):
     path = write(tmp_path, "mine", "base: coco_vit_b_640\nmodel: {pretrained: here}\ncaptioning:\n")
     recipe = load_recipe(path)
@@ -194,6 +218,7 @@ def test_the_path_of_a_recipe(capsys, tmp_path):
         (["--resolved"], "--resolved needs the name of a recipe"),
         (["laptop", "--set", "training.steps=3"], "--set goes with --resolved"),
         (["laptop", "--resolved", "--set", "training.step=3"], "unknown setting training.step; did you mean"),
+        (["accelerate/ddp", "--resolved"], "accelerate/ddp.yaml: is no recipe, but how processes are started: for acc"),
     ],
 )
 def test_wrong_questions_are_one_line(arguments, message, capsys):

@@ -5,6 +5,7 @@ A part is a flat array `x, y, x, y, ...` in pixels, a polygon a list of parts wh
 
 import heapq
 import itertools
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,9 @@ try:
     from pycocotools import mask as coco_mask
 except ImportError:
     coco_mask = None
+
+# Its `decode` (2.0.11 is the newest) returns its masks in a way that numpy 2 warns of, and that users cannot mend.
+warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy", DeprecationWarning, "pycocotools")
 
 MIN_POINTS = 3  # fewer enclose nothing
 # Right, down, left, up: where an outline goes next, with the mask on its right hand.

@@ -7,6 +7,7 @@ columns mean. Pictures are never loaded here; their bytes stay in the memory-map
 
 import io
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,7 +228,7 @@ def open_dataset(data: str | Path, split: str, streaming: bool = False) -> Any:
             return saved.to_iterable_dataset() if streaming else saved
         if path.is_file():
             return datasets.load_dataset("parquet", data_files={split: str(path)}, split=split, streaming=streaming)
-        return datasets.load_dataset(str(data), split=split, streaming=streaming)
+        return datasets.load_dataset(_place(data), split=split, streaming=streaming)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise FileNotFoundError(f"{data}: no such folder, and no such data set on the Hub") from error
     except ConnectionError as error:
@@ -249,7 +250,7 @@ def list_splits(data: str | Path) -> list[str]:
     if path.is_file():
         return ["train"]
     try:
-        return datasets.get_dataset_split_names(str(data))
+        return datasets.get_dataset_split_names(_place(data))
     except ConnectionError as error:
         reason = "no such folder, and the Hub, which may know a data set of this name, cannot be reached"
         raise FileNotFoundError(f"{data}: {reason}") from error
@@ -260,6 +261,11 @@ def list_splits(data: str | Path) -> list[str]:
 def is_saved(path: Path) -> bool:
     """Whether a folder was written by `save_to_disk`."""
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def _place(data: str | Path) -> str:
+    """What `datasets` takes for a folder even where its name is that of a format: `parquet`, `json`, `text`."""
+    return os.path.join(os.curdir, data) if Path(data).is_dir() else str(data)
 
 
 class _RowReader:

@@ -1,6 +1,7 @@
 r"""What does every source of pictures give: a [`Split`], whose rows [`load_record`] turns into records."""
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from pix2seq_hf.image_processing_pix2seq import orientation_of
 
 try:  # a fifth faster than Pillow, with the same pixels
     from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:  # deprecated since 0.29, to go in a later one
+except ImportError:  # deprecated since 0.29, which it says at every call, to go in a later one
     decode_jpeg = None
+warnings.filterwarnings("ignore", "The image decoding", DeprecationWarning, r"torchvision\.io")
 
 # By EXIF orientation: what undoes the turning upright.
 TURN_BACK = {

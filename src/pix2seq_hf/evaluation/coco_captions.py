@@ -126,7 +126,8 @@ def _meteor(references: Mapping[int, Sequence[str]], captions: Mapping[int, Sequ
     except (OSError, ValueError) as error:  # it ended, or what it wrote is no number
         raise OSError(f"METEOR's Java program failed ({error}): it needs 2 GiB of memory") from None
     finally:
-        with contextlib.suppress(OSError):
-            meteor.meteor_p.stdin.close()
+        for pipe in (meteor.meteor_p.stdin, meteor.meteor_p.stdout, meteor.meteor_p.stderr):
+            with contextlib.suppress(OSError):
+                pipe.close()
         if meteor.lock.locked():  # after an error; its destructor would wait for it for ever
             meteor.lock.release()

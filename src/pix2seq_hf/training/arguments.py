@@ -421,14 +421,22 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         OSError: If there is no such recipe.
         ValueError: If a key is unknown (the message has the nearest one) or a value is of the wrong type."""
-    path = find_recipe(name)
+    path, overrides = find_recipe(name), list(overrides)
     settings = read_settings(path)
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
             raise ValueError(f"--set {override}: write key=value, for instance training.batch_size=8")
         _assign(settings, key.strip().split("."), _parse_yaml(value, f"--set {override}"), override)
-    return build_recipe(settings, str(path))
+    try:
+        return build_recipe(settings, str(path))
+    except ValueError as error:
+        message = str(error).removeprefix(f"{path}: ")
+    if not overrides:
+        raise ValueError(f"{path}: {message}")
+    load_recipe(path)  # if the file itself is wrong, that is said
+    blamed = [override for override in overrides if override.partition("=")[0].strip() in message]
+    raise ValueError(f"--set {' --set '.join(blamed or overrides)}: {message}")
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -453,16 +461,20 @@ def read_settings(path: Path, builds_on_it: tuple[Path, ...] = ()) -> dict[str, 
         path (`Path`): A YAML file. Its `base` is a recipe of the package or a .yaml file beside it.
         builds_on_it (`tuple[Path, ...]`): The recipes that led here, which must not be among the bases again.
     Returns:
-        `dict`: Settings by section, without `base`.
+        `dict`: Settings by section, without `base`. `captioning: null` takes the section of a base away, which is then
+            `None`; a section with nothing in it (`captioning:`) changes nothing of the base, or is one of defaults.
     Raises:
         OSError: If a base does not exist.
         ValueError: If a file is not a recipe, or recipes build on each other in a circle."""
     chain = (*builds_on_it, path.resolve())
     if path.resolve() in builds_on_it:
         raise ValueError(f"{path}: recipes build on each other: {' -> '.join(item.stem for item in chain)}")
-    settings = _parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    text = path.read_text(encoding="utf-8")
+    settings = _parse_yaml(text, str(path)) or {}
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: a recipe has sections such as 'training:' with settings in them")
+    left_out = _find_nulls(text)
+    settings = {name: {} if value is None and name not in left_out else value for name, value in settings.items()}
     base = settings.pop("base", None)
     if base is None:
         return settings
@@ -473,7 +485,14 @@ def read_settings(path: Path, builds_on_it: tuple[Path, ...] = ()) -> dict[str, 
         base_path = find_recipe(beside if beside.is_file() else base)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: base {error}") from None
-    return _lay_over(read_settings(base_path, chain), settings)
+    return {**_lay_over(read_settings(base_path, chain), settings), **dict.fromkeys(left_out)}
+
+
+def _find_nulls(text: str) -> set[str]:
+    """The sections of a recipe that are said to be null, other than those that are empty."""
+    node = yaml.compose(text, yaml.SafeLoader)
+    pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+    return {key.value for key, value in pairs if value.tag == "tag:yaml.org,2002:null" and value.value}
 
 
 def _lay_over(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -500,7 +519,7 @@ def build_recipe(settings: Mapping[str, Any], source: str = "recipe") -> Recipe:
     sections = {}
     for section in dataclasses.fields(Recipe):
         (kind, *optional) = typing.get_args(section.type) or (section.type,)
-        if optional and section.name not in settings:
+        if optional and settings.get(section.name) is None:
             continue
         given = {} if settings.get(section.name) is None else settings[section.name]
         if not isinstance(given, Mapping):

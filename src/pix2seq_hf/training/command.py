@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     """Train as the options say and return the exit code 0, whatever was left out within --max-bad."""
     from pix2seq_hf.training.arguments import load_recipe
 
+    if args.max_bad is not None and not 0 <= args.max_bad <= 1:
+        raise ValueError(f"--max-bad {args.max_bad}: must be between 0 and 1")
     overrides = [*args.overrides, *([] if args.max_bad is None else [f"data.max_bad={args.max_bad}"])]
     recipe = load_recipe(args.recipe, overrides)  # before the imports that take seconds
     is_first = not int(os.environ.get("RANK", "0"))
