@@ -1,6 +1,6 @@
 r"""How good is a model on drawn scenes that it has not seen: boxes, masks, keypoints, and what its captions say.
 
-    python benchmarks/box_model.py --model runs/box_model/final                (1,000 scenes; minutes on a GPU)
+    python benchmarks/box_model.py                                             (1,000 scenes; minutes on a GPU)
     python benchmarks/box_model.py --model runs/box_model/final --count 50 --output found
     python benchmarks/box_model.py --speed                                     (how fast scenes are drawn)
 
@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pix2seq_hf import cli
+from pix2seq_hf import DEFAULT_MODEL, cli
 from pix2seq_hf.data.scene_captions import count_facts
 from pix2seq_hf.data.scene_source import parse_name
 from pix2seq_hf.data.scenes import draw_scene
@@ -25,8 +25,10 @@ SPLIT = "test"
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", metavar="DIR", help="a model folder")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--model", default=DEFAULT_MODEL, metavar="DIR", help="a model folder (default: the model in the box)"
+    )
     what.add_argument("--speed", action="store_true", help="draw only")
     parser.add_argument(
         "--data", default="scenes:seed=1", metavar="SCENES", help="which scenes (default: scenes:seed=1)"
