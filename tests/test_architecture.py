@@ -53,8 +53,8 @@ MAY_IMPORT = {
     | {"progress", "flat"},
     "prediction_folder": {"data", "results", "flat"},
     "prediction_shards": {"prediction_folder", "results", "flat"},
-    "app": {"app", "data", "engine", "given_boxes", "prediction_folder", "results", "streaming", "visualization"}
-    | {"flat"},
+    "app": {"app", "data", "default_model", "engine", "given_boxes", "prediction_folder", "results", "streaming"}
+    | {"visualization", "flat"},
     "export": {"flat"},
     "registration": {"flat"},
 }

@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, pipeline
 
 import pix2seq_hf
 from pix2seq_hf import DEFAULT_MODEL, TASKS, cli, default_model, prediction
+from pix2seq_hf.app.server import model_title
 from pix2seq_hf.data.scene_things import SCENE_CLASSES
 from pix2seq_hf.data.scenes import draw_scene
 from pix2seq_hf.evaluation import command as evaluation
@@ -51,6 +52,10 @@ def test_evaluation_takes_it_unless_another_is_measured(monkeypatch, tmp_path, c
     assert asked == [DEFAULT_MODEL, "mine"]
     assert cli.main(["evaluate", "--data", "scenes", "--split", "test", "--results", str(tmp_path / "none.json")]) == 2
     assert asked == [DEFAULT_MODEL, "mine"] and "none.json" in capsys.readouterr().err
+
+
+def test_the_web_page_says_which_it_is():
+    assert model_title(DEFAULT_MODEL) == "the model in the box" and model_title("runs/mine") == "mine"
 
 
 def test_without_it_there_is_one_line(monkeypatch, tmp_path, capsys):

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import os
 import re
 from pathlib import Path
 
@@ -61,7 +60,6 @@ def test_they_run_from_top_to_bottom(path, box_model, tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")])))
     (tmp_path / "desk").mkdir()
     book = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
     nbformat.validate(book)

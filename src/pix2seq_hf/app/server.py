@@ -10,6 +10,7 @@ from typing import Any
 from pix2seq_hf.app.files import swept, temporary_folder
 from pix2seq_hf.app.guard import Guard
 from pix2seq_hf.app.limits import Limits
+from pix2seq_hf.default_model import DEFAULT_MODEL
 
 REMEDY = "the web page needs gradio: pip install 'pix2seq_hf[demo]'"
 
@@ -106,4 +107,4 @@ def _launch(page: Any, limits: Limits, folder: Path, host: str, port: int | None
 
 def model_title(folder: str) -> str:
     """The name of a model folder."""
-    return Path(folder).resolve().name
+    return "the model in the box" if folder == DEFAULT_MODEL else Path(folder).resolve().name
