@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import time
 
 import datasets
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -313,6 +315,19 @@ def test_names_of_data_sets_and_splits(tmp_path):
     with pytest.raises((ValueError, OSError), match=r"broken\.parquet: ") as caught:
         read_dataset(tmp_path / "broken.parquet", "train")
     assert "\n" not in str(caught.value)
+
+
+def test_where_nobody_knows_the_hub_it_is_not_waited_for(monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    start = time.monotonic()
+    assert cli.main(["data", "inspect", "nobody/nothing", "--quiet"]) == 2
+    reason = "no such folder, and the Hub, which may know a data set of this name, cannot be reached"
+    assert capsys.readouterr().err == f"pix2seq data: error: nobody/nothing: {reason}\n"
+    assert time.monotonic() - start < 15
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE
 
 
 def test_without_a_network_a_name_is_one_line(monkeypatch, capsys):

@@ -85,6 +85,9 @@ def test_names(tmp_path, monkeypatch):
     for name in ("data/nothing", "./nothing", tmp_path / "nothing", "a/b/c", "../x"):
         with pytest.raises(FileNotFoundError, match=r"(nothing|c|x): no such folder"):
             find_layout(name)
+    for name in ("photos.parquet", "mine/data.yaml"):
+        with pytest.raises(FileNotFoundError, match=f"^{name}: no such file$"):
+            find_layout(name)
     (tmp_path / "a.parquet").write_bytes(b"")
     assert find_layout("a.parquet") == "parquet"
     (tmp_path / "a.json").write_text("{}")

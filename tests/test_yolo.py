@@ -55,6 +55,23 @@ def test_rows_records_and_ground_truth(write):
     assert outlines == [[[10, 5, 30, 5, 30, 15, 10, 15]], [[10, 5, 30, 5, 20, 15]]]
 
 
+def test_pictures_that_are_gone_are_named(write):
+    folder = write()
+    (folder / "images/train/a.png").unlink()
+    (folder / "labels/train/classes.txt").write_text("cat\ndog\n")
+    with pytest.raises(ValueError, match=r"labels/train/a\.txt: has no picture in \S+images/train$"):
+        read_yolo(folder, "train")
+    problems = Problems(lost="left out")
+    assert read_yolo(folder, "train", problems=problems).dataset["image_id"] == [1]
+    assert [problem.message.partition(":")[0] for problem in problems.lost] == [str(folder / "labels/train/a.txt")]
+    assert len(read_yolo(folder, "val").dataset) == 1
+    # A list says what belongs to the split, and labels of others say nothing.
+    settings = {**SETTINGS, "train": "train.txt"}
+    (folder / "data.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "train.txt").write_text("images/train/b.png\n")
+    assert len(read_yolo(folder, "train").dataset) == 1
+
+
 @pytest.mark.parametrize(
     ("pictures", "train", "path"),
     [

@@ -5,15 +5,20 @@ with `metadata.jsonl` or `.csv` (`imagefolder`), a folder that `save_to_disk` wr
 columns mean. Pictures are never loaded here; their bytes stay in the memory-mapped files.
 """
 
+import contextlib
 import io
 import logging
 import os
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import numpy as np
 from PIL import ExifTags, Image
 
@@ -228,7 +233,8 @@ def open_dataset(data: str | Path, split: str, streaming: bool = False) -> Any:
             return saved.to_iterable_dataset() if streaming else saved
         if path.is_file():
             return datasets.load_dataset("parquet", data_files={split: str(path)}, split=split, streaming=streaming)
-        return datasets.load_dataset(_place(data), split=split, streaming=streaming)
+        with _asking(path):
+            return datasets.load_dataset(_place(data), split=split, streaming=streaming)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise FileNotFoundError(f"{data}: no such folder, and no such data set on the Hub") from error
     except ConnectionError as error:
@@ -250,7 +256,8 @@ def list_splits(data: str | Path) -> list[str]:
     if path.is_file():
         return ["train"]
     try:
-        return datasets.get_dataset_split_names(_place(data))
+        with _asking(path):
+            return datasets.get_dataset_split_names(_place(data))
     except ConnectionError as error:
         reason = "no such folder, and the Hub, which may know a data set of this name, cannot be reached"
         raise FileNotFoundError(f"{data}: {reason}") from error
@@ -266,6 +273,35 @@ def is_saved(path: Path) -> bool:
 def _place(data: str | Path) -> str:
     """What `datasets` takes for a folder even where its name is that of a format: `parquet`, `json`, `text`."""
     return os.path.join(os.curdir, data) if Path(data).is_dir() else str(data)
+
+
+@contextlib.contextmanager
+def _asking(path: Path) -> Iterator[None]:
+    """While the Hub may be asked: say so, and where its name is not known here, ask nothing but the library's cache.
+
+    The library tries for half a minute, and somebody who has mistyped the name of a folder has to wait for it."""
+    places = (huggingface_hub.constants, datasets.config)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    if not path.exists() and not any(before):
+        logger.info("%s: no such folder: asking the Hub for a data set of this name", path)
+        if not _is_hub_known():
+            for place in places:
+                place.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
+
+
+def _is_hub_known() -> bool:
+    """Whether the Hub's name has an address; behind a proxy, only that one has to know."""
+    if urllib.request.getproxies():
+        return True
+    try:
+        return bool(socket.getaddrinfo(urllib.parse.urlsplit(huggingface_hub.constants.ENDPOINT).hostname, None))
+    except OSError:
+        return False
 
 
 class _RowReader:

@@ -21,6 +21,7 @@ LAYOUTS = {
     "scenes": "scenes, or scenes:OPTION=VALUE,...: drawn as they are needed",
     "hub": "the name of a data set on the Hub (owner/name)",
 }
+FILE_SUFFIXES = (".parquet", ".yaml", ".yml", ".json", ".jsonl", ".csv", ".txt", ".zip", ".tar", ".gz", ".arrow")
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 MAX_SHARDS = 64  # of a stream: as many workers can share one
 READERS = {
@@ -69,6 +70,8 @@ def find_layout(data: str | Path) -> str:
         raise ValueError(f"{data}: not a data set of a known layout{advice} (known are: {known})")
     if path.exists():
         raise ValueError(f"{data}: a single file that is no .parquet and no data.yaml; give the folder of the data set")
+    if path.suffix.lower() in FILE_SUFFIXES:
+        raise FileNotFoundError(f"{data}: no such file")
     if not HUB_NAME.fullmatch(str(data)) or ("/" in str(data) and path.parent.is_dir()):
         raise FileNotFoundError(f"{data}: no such folder")
     return "hub"

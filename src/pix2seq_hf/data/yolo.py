@@ -11,7 +11,8 @@ Decisions, where the layout leaves room:
 
 - Class n of the files, which count from 0, is category n + 1: 0 means padding. Picture ids count the pictures of a
   split from 1, sorted by name (or in the order of its list).
-- A picture without a file of labels has no objects. Shares are of the upright picture.
+- A picture without a file of labels has no objects. Shares are of the upright picture. A file in `labels` without a
+  picture is a picture that is gone, and named.
 - Paths in `data.yaml` are often those of another machine: where one leads out of DIR, its last parts are looked for
   in DIR. Nothing outside of DIR is read.
 """
@@ -73,6 +74,8 @@ def read_yolo(
     id2label = _read_names(folder, settings, source, problems)
     pictures = _list_pictures(places[split], folder, source)
     kept = choose_images(range(1, len(pictures) + 1), image_ids, max_images, source)
+    for path in _find_orphans(places[split], pictures, folder) if len(kept) == len(pictures) else ():
+        problems.lose("picture that is gone", f"{path}: has no picture in {_find_pictures(path, folder)}")
 
     with_polygons = "instance_segmentation" in tasks
     columns = {name: feature for task in tasks for name, feature in TASK_FEATURES[task].items()}
@@ -241,6 +244,21 @@ def _find_labels(picture: Path, folder: Path) -> Path:
     if places:
         parts[places[-1]] = "labels"
     return folder.joinpath(*parts).with_suffix(".txt")
+
+
+def _find_orphans(places: Iterable[Path], pictures: Iterable[Path], folder: Path) -> list[Path]:
+    """Files of labels whose picture is gone: those in `labels`, where no list says which pictures there should be."""
+    known = {_find_labels(picture, folder) for picture in pictures}
+    inside = [place for place in places if place.is_dir() and "images" in place.relative_to(folder).parts]
+    found = (path for place in inside for path in _find_labels(place / "x", folder).parent.rglob("*.txt"))
+    return sorted(path for path in set(found) - known if path.name not in CLASS_FILES and path.name[0] != ".")
+
+
+def _find_pictures(labels: Path, folder: Path) -> Path:
+    """The folder of the picture that a file in `labels` belongs to: [`_find_labels`] the other way round."""
+    parts = list(labels.parent.relative_to(folder).parts)
+    place = max(index for index, part in enumerate(parts) if part == "labels")
+    return folder.joinpath(*parts[:place], "images", *parts[place + 1 :])
 
 
 def _read_lines(path: Path) -> list[str]:
