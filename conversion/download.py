@@ -27,10 +27,11 @@ RETRIED_STATUS = (408, 429, 500, 502, 503, 504)
 
 
 def default_cache_dir() -> Path:
-    """Return the folder that downloads go to: `PIX2SEQ_HF_CACHE`, else `pix2seq_hf` in the user's cache folder."""
+    """Return the folder of downloads: `PIX2SEQ_HF_CACHE`, else `pix2seq_hf` in `HF_HOME` or the user's cache folder."""
     if os.environ.get("PIX2SEQ_HF_CACHE"):
         return Path(os.environ["PIX2SEQ_HF_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pix2seq_hf"
+    home = os.environ.get("HF_HOME") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.path.expandvars(home)).expanduser() / "pix2seq_hf"
 
 
 def download_checkpoint(

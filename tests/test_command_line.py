@@ -51,18 +51,26 @@ WARNINGS = ("captions are scored with other words than in papers", "none of the 
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory):
+def home(tmp_path_factory):
+    """The user's folder, and that of temporary files."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory, home):
     """Of every command its exit code, and what it wrote to standard output and standard error."""
     folder = tmp_path_factory.mktemp("here")
     save_multitask(folder / "model", max_instances_per_image=4, id2label=SCENE_CLASSES)
     (folder / "mine.yaml").write_text(RECIPE)
+    places = ("HF_HOME", "HF_DATASETS_CACHE", "HF_HUB_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "PIX2SEQ_HF_CACHE")
+    environment = {name: value for name, value in os.environ.items() if name not in places}
     process = subprocess.run(
         [sys.executable, "-c", DRIVER],
         input=json.dumps([command.split() for command in COMMANDS.values()]),
         capture_output=True,
         text=True,
         cwd=folder,
-        env={**os.environ, "PYTHONWARNINGS": "default"},
+        env={**environment, "HOME": str(home), "TMPDIR": str(home), "PYTHONWARNINGS": "default"},
         timeout=500,
     )
     assert process.returncode == 0, process.stderr
@@ -88,6 +96,12 @@ def test_json_stands_alone(said, name):
 @pytest.mark.parametrize("name", ["more scenes", "card", "train", "prolong"])
 def test_quiet_commands_without_a_result_print_nothing(said, name):
     assert said[name][1] == ""
+
+
+def test_what_is_left_is_in_the_cache_of_the_libraries(said, home):
+    kept = {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()}
+    kept.discard(".keras/keras.json")  # where TensorFlow is installed, tensorboard imports it
+    assert said and {name for name in kept if not name.startswith(".cache/huggingface/")} == set()
 
 
 def test_what_is_in_the_json(said):

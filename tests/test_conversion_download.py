@@ -233,8 +233,11 @@ def test_a_released_text_checkpoint_brings_its_tokenizer(bucket, tmp_path, monke
 
 def test_the_default_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("PIX2SEQ_HF_CACHE", raising=False)
+    monkeypatch.delenv("HF_HOME", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert download.default_cache_dir() == tmp_path / "pix2seq_hf"
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    assert download.default_cache_dir() == tmp_path / "home/pix2seq_hf"
     monkeypatch.setenv("PIX2SEQ_HF_CACHE", str(tmp_path / "mine"))
     assert download.default_cache_dir() == tmp_path / "mine"
 

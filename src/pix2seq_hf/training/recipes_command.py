@@ -9,7 +9,8 @@ examples:
   accelerate launch --config_file "$(pix2seq recipes accelerate/ddp --path)" scripts/train.py --recipe ...
 
 A recipe of one's own is such a file. It may begin with `base: NAME`, a recipe of the package or a .yaml file beside it,
-and say only what differs; `pix2seq train --recipe FILE` takes it, and `--set key=value` changes any setting.
+and say only what differs; `captioning: null` takes a task of the base away. `pix2seq train --recipe FILE` takes it, and
+`--set key=value` changes any setting.
 """
 
 import argparse
