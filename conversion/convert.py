@@ -1,14 +1,14 @@
 """Turn a TensorFlow checkpoint of the reference into a folder that AutoModel, AutoProcessor and pipeline load.
 
-The checkpoint is a model directory of the reference, a prefix such as DIR/ckpt-100, or the name of a released
-checkpoint, which is downloaded first. After writing, the folder is loaded again and its output compared.
-
 examples:
   pix2seq convert --list
   pix2seq convert --checkpoint coco_det_finetune/vit_b_640x640 --output vit-b
   pix2seq convert --checkpoint multi_task/ckpt/vit_b_640x640 --output multi-task
   pix2seq convert --checkpoint runs/mine --output mine --labels labels.json
   pix2seq convert --checkpoint runs/captions/ckpt-100 --output captions --tokenizer c4_en_32k_spm.model
+
+The checkpoint is a model directory of the reference, a prefix such as DIR/ckpt-100, or the name of a released
+checkpoint, which is downloaded first. After writing, the folder is loaded again and its output compared.
 """
 
 import argparse
@@ -38,14 +38,18 @@ SELF_CHECK_TOLERANCE = 1e-5  # the two networks are equal; only the order of sum
 
 def add_arguments(parser: argparse.ArgumentParser):
     """Declare the options of `pix2seq convert`."""
-    parser.add_argument("--checkpoint", metavar="PATH_OR_NAME", help="model directory, prefix or released name")
+    parser.add_argument(
+        "--checkpoint", metavar="PATH_OR_NAME", help="a model directory, a prefix, or the name of a released one"
+    )
     parser.add_argument("--output", metavar="DIR", help="folder to write; a converted folder is replaced")
     parser.add_argument("--tokenizer", metavar="FILE", help="SentencePiece model of a checkpoint that writes captions")
     parser.add_argument(
         "--labels", metavar="FILE", help='JSON file with the names of the labels: {"1": "person", ...} (default: COCO)'
     )
     parser.add_argument("--list", action="store_true", help="print the released checkpoints and exit")
-    parser.add_argument("--base-url", metavar="URL", default=BASE_URL, help="where they are (default: %(default)s)")
+    parser.add_argument(
+        "--base-url", metavar="URL", default=BASE_URL, help="where the released ones are (default: %(default)s)"
+    )
     parser.add_argument("--cache-dir", metavar="DIR", help=f"where downloads are kept (default: {default_cache_dir()})")
     add_json_option(parser, "the released checkpoints, or what was written")
 

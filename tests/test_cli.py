@@ -32,6 +32,19 @@ def test_every_command_has_examples_before_its_options(name, capsys):
     assert text.index(f"  pix2seq {name}") < text.index("\noptions:")
 
 
+@pytest.mark.parametrize("name", [*cli.COMMANDS, "data inspect", "data convert", "data scenes"])
+def test_help_reads_well(name, capsys):
+    first, *_ = name.split()
+    assert cli.main([*name.split(), "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"usage: pix2seq {name}") and lines[1] == ""  # one line, whatever options there are
+    assert "examples:" in lines[:5]
+    for command in cli.list_parsers(cli.build_parser(first, importlib.import_module(cli.COMMANDS[first].module))):
+        for action in command._actions:
+            words = action.help.split("(default")[0].split()
+            assert len(words) > 1 and not action.help.endswith("."), action.option_strings
+
+
 def test_overview_lists_all_commands(capsys):
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out

@@ -35,7 +35,7 @@ COMMANDS = {
     "evaluate": Command("pix2seq_hf.evaluation.command", "measure boxes, masks, keypoints, captions on any data set"),
     "benchmark": Command("pix2seq_hf.benchmark", "measure how fast a model is on this machine, as a table and a plot"),
     "card": Command("pix2seq_hf.card", "write the model card of a model folder, with the results of evaluations"),
-    "data": Command("pix2seq_hf.data.command", "look into data sets, find what is wrong, convert them to parquet"),
+    "data": Command("pix2seq_hf.data.command", "look into data sets, find what is wrong, convert them, draw new ones"),
     "app": Command("pix2seq_hf.app.command", "show what a model finds in a web page on this machine"),
     "demo": Command("pix2seq_hf.demo", "draw new scenes and show what the model in the box finds, offline, in seconds"),
     "completion": Command("pix2seq_hf.completion", "write the script that completes these commands with the tab key"),
@@ -46,6 +46,8 @@ examples:
   pix2seq demo
   pix2seq convert --checkpoint coco_det_finetune/vit_b_640x640 --output vit-b
   pix2seq predict street.jpg holiday/ --model vit-b --output found
+  pix2seq evaluate --model vit-b --data coco --split val2017
+  pix2seq train --recipe coco_vit_b_640 --data my_pictures --output runs/mine
   pix2seq COMMAND --help
 """
 
@@ -94,7 +96,10 @@ def overview() -> str:
         "usage: pix2seq COMMAND ...\n\n"
         "Pix2Seq: boxes, masks, keypoints and captions by a model that writes them as one sequence of tokens.\n\n"
         f"{EXAMPLES}\ncommands:\n{commands}\n\n"
-        "options:\n  -h, --help  show this page\n  --version   show the versions of this package and its libraries\n\n"
+        "options:\n  -h, --help  show this page; after a command, its own\n"
+        "  --version   show the versions of this package and its libraries\n"
+        "  --quiet     after a command: only results, warnings and errors\n"
+        "  --verbose   after a command: also what the libraries say, and where an error arose\n\n"
         f"{EXIT_CODES}"
     )
 
@@ -116,12 +121,26 @@ def build_parser(name: str, module) -> argparse.ArgumentParser:
     )
     module.add_arguments(parser)
     for command in list_parsers(parser):
+        command.usage = short_usage(command)
         group = command.add_argument_group("what every command takes").add_mutually_exclusive_group()
         words = "only results, warnings and errors: no progress, no remarks"
         group.add_argument("--quiet", action="store_true", help=words)
         words = "also what the libraries say, and where an error arose"
         group.add_argument("--verbose", "--traceback", action="store_true", help=words)
     return parser
+
+
+def short_usage(parser: argparse.ArgumentParser) -> str:
+    """What a command must be given; what it can be given stands below in its help."""
+    words = []
+    for action in parser._actions:
+        name = action.metavar or "{" + ",".join(map(str, action.choices or ())) + "}"
+        many = f"{name} ..." if action.nargs == "+" else f"[{name}]" if action.nargs == "?" else name
+        if not action.option_strings:
+            words.append(many)
+        elif action.required:
+            words.append(f"{action.option_strings[0]} {name}")
+    return " ".join(["%(prog)s", *words, "[options]"])
 
 
 def list_parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:

@@ -1,8 +1,8 @@
 """Look at pictures and videos: objects with masks and keypoints, and captions, as the model was trained to find them.
 
 examples:
-  pix2seq data scenes --output scenes --count 4 && pix2seq predict scenes/train --output found   (the model in the box)
   pix2seq predict street.jpg --model vit-b --output found
+  pix2seq data scenes --output scenes --count 4 && pix2seq predict scenes/train --output found   (the model in the box)
   pix2seq predict holiday/ "archive/**/*.png" --model vit-b --output found --threshold 0.5 --batch-size 8
   pix2seq predict street.jpg --model all-tasks --output found --tasks object_detection,captioning --classes person,dog
   pix2seq predict street.jpg --model all-tasks --output masks --tasks instance_segmentation --boxes found/results.json

@@ -1,20 +1,21 @@
 """Look at a whole data set, on any number of processes: objects with masks and keypoints, and captions, as parquet.
 
 examples:
-  accelerate launch scripts/predict.py --data photos/ --model all-tasks --output found
+  pix2seq predict-dataset --data photos/ --output found
+  pix2seq predict-dataset --data coco --split val2017 --model vit-b --output found --threshold 0 --coco
+  accelerate launch scripts/predict.py --data photos/ --model all-tasks --output found          (on all GPUs)
   accelerate launch --num_processes 8 scripts/predict.py --data owner/name --split test --model vit-b --output found
   ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 scripts/predict.py --data photos/ --model vit-b --output found
-  pix2seq predict-dataset --data coco --split val2017 --model vit-b --output found --threshold 0 --coco
   python -c "import datasets; print(datasets.load_dataset('parquet', data_files='found/*.parquet'))"
 
 The data are a folder of pictures (those in the folders in it included), a parquet file or a folder of them, pictures
 with metadata, a folder of save_to_disk, a name on the Hub, or a COCO, VOC or YOLO folder. Annotations are not needed.
 
-Pictures are numbered; so many at a time, --chunk-size, are a part, and every process writes each so-many-th part. The
-same command goes on after a stop, with another number of processes too: parts that are there are not made again. Other
-options or other pictures are refused. What the model draws by chance depends on --seed, --batch-size and --chunk-size
-alone. No process waits for another, or knows whether it lives, but the main one at the end: it says which parts are
-missing, and the exit code is then 1, as it is if a picture has no result.
+The pictures are dealt out in parts of --chunk-size: of N processes each writes every N-th part. After a stop the same
+command goes on, also with another number of processes: parts that are there are not made again. Other options or other
+pictures are refused. What the model draws by chance depends on --seed, --batch-size and --chunk-size alone. Only the
+main process waits for the others, at the end. It says which parts are missing; the exit code is then 1, as it is if a
+picture has no result.
 
 In the output folder:
   part-NUMBER.parquet   a row per picture: index, image_id, file_name, width, height, tasks, objects (label_id, label,
@@ -65,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", default="train", help="which part of the data (default: train); a folder of pictures has none"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first so many pictures")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
     parser.add_argument(
         "--column",
         action="append",
@@ -78,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=128,
         metavar="N",
-        help="pictures of a part, a multiple of --batch-size; a kill loses at most so many per process (default: 128)",
+        help="pictures in a part, a multiple of --batch-size; what is killed loses no more per process (default: 128)",
     )
     parser.add_argument("--coco", action="store_true", help="write the results in COCO's formats too, at the end")
     add_task_arguments(parser)

@@ -70,12 +70,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scenes = commands.add_parser("scenes", help="draw pictures with annotations", description=SCENES, **raw)
     scenes.add_argument("--output", required=True, metavar="DIR", help="the folder, new or with other splits")
     scenes.add_argument("--count", type=int, required=True, metavar="N", help="how many pictures")
-    scenes.add_argument("--split", default="train", metavar="SPLIT", help="what they are called (default: train)")
-    scenes.add_argument("--seed", type=int, default=0, metavar="N", help="other pictures for another (default: 0)")
-    scenes.add_argument("--size", metavar="HEIGHTxWIDTH", help="of a picture in pixels (default: 320x320)")
-    scenes.add_argument("--objects", metavar="FEWEST-MOST", help="in a picture (default: 1-25)")
-    scenes.add_argument("--diameters", metavar="FROM-TO", help="of the objects in pixels (default: 10-400)")
-    scenes.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each processor)")
+    scenes.add_argument("--split", default="train", metavar="SPLIT", help="name of the split (default: train)")
+    scenes.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="another seed draws other pictures (default: 0)"
+    )
+    scenes.add_argument("--size", metavar="HEIGHTxWIDTH", help="pixels of a picture (default: 320x320)")
+    scenes.add_argument("--objects", metavar="FEWEST-MOST", help="objects in a picture (default: 1-25)")
+    scenes.add_argument("--diameters", metavar="FROM-TO", help="pixels of an object (default: 10-400)")
+    scenes.add_argument(
+        "--workers", type=int, metavar="N", help="processes that draw (default: one for each processor)"
+    )
     add_json_option(scenes, "what was written")
     for command in (inspect, convert):
         command.add_argument("data", metavar="DATA", help="a folder, a .parquet file, or a name on the Hub")
@@ -85,7 +89,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--tasks", metavar="TASK,...", help="which annotations are read (default: all that are there)"
         )
-        command.add_argument("--num-keypoints", type=int, default=17, metavar="N", help="of an object (default: 17)")
+        command.add_argument(
+            "--num-keypoints", type=int, default=17, metavar="N", help="keypoints of an object (default: 17)"
+        )
         command.add_argument(
             "--column",
             action="append",
@@ -98,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inspect.add_argument(
         "--sheet", metavar="FILE.png", help="write pictures with their annotations (of several splits, FILE_SPLIT.png)"
     )
-    inspect.add_argument("--sheet-size", type=int, default=16, metavar="N", help="pictures on it (default: 16)")
+    inspect.add_argument("--sheet-size", type=int, default=16, metavar="N", help="pictures on the sheet (default: 16)")
     add_json_option(inspect, "the numbers and problems")
     inspect.add_argument("--no-pictures", action="store_true", help="do not open the pictures, which takes longest")
     convert.add_argument("--output", required=True, metavar="OUT", help="the folder to write")
@@ -106,12 +112,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pictures",
         choices=("embed", "path"),
         default="embed",
-        help="write pictures into the files, or the names of theirs (default: embed)",
+        help="write the pictures into the files, or only where they are (default: embed)",
     )
     convert.add_argument(
         "--no-check", action="store_true", help="do not decode the pictures first; broken ones are written as they are"
     )
-    convert.add_argument("--shard-size", type=int, default=500, metavar="MB", help="of each file (default: 500)")
+    convert.add_argument("--shard-size", type=int, default=500, metavar="MB", help="size of each file (default: 500)")
     convert.add_argument("--overwrite", action="store_true", help="replace OUT, if this command has written it")
     add_json_option(convert, "what was written, mended and left out")
 

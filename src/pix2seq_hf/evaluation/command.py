@@ -100,7 +100,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: detected)",
     )
     asking.add_argument(
-        "--min-score", type=float, default=0.05, metavar="S", help="of the boxes to ask for (default: 0.05)"
+        "--min-score",
+        type=float,
+        default=0.05,
+        metavar="S",
+        help="lowest score of detected boxes that are asked for (default: 0.05)",
     )
     asking.add_argument("--max-objects", type=int, metavar="N", help="objects to detect (default: the model's)")
     asking.add_argument(
@@ -110,11 +114,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--top-p",
         type=float,
         metavar="P",
-        help="draw from the likeliest tokens of so much together (default: the task's)",
+        help="draw from the likeliest tokens that together have this probability (default: the task's)",
     )
-    asking.add_argument("--temperature", type=float, metavar="T", help="of what is drawn (default: 1)")
+    asking.add_argument(
+        "--temperature", type=float, metavar="T", help="below 1, likely tokens are drawn more often (default: 1)"
+    )
     asking.add_argument("--greedy", action="store_true", help="always write the likeliest token, draw nothing")
-    asking.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
+    asking.add_argument("--seed", type=int, default=0, metavar="N", help="another seed draws other tokens (default: 0)")
     asking.add_argument("--batch-size", type=int, default=8, metavar="N", help="pictures at once (default: 8)")
     asking.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the accelerator if there is one)"
@@ -123,14 +129,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         default="float32",
-        help="of weights and computation (default: float32)",
+        help="precision of weights and computation (default: float32)",
     )
-    asking.add_argument("--interval", type=float, default=10.0, metavar="S", help="seconds between looks of --watch")
+    asking.add_argument(
+        "--interval", type=float, default=10.0, metavar="S", help="seconds between two looks of --watch (default: 10)"
+    )
 
     oracle = parser.add_argument_group("the token format of --oracle")
-    oracle.add_argument("--oracle-bins", type=_parse_ids, default=[1000], metavar="N,N,...", help="(default: 1000)")
-    oracle.add_argument("--image-size", type=int, default=640, metavar="N", help="side of the input (default: 640)")
-    oracle.add_argument("--max-points", type=int, default=128, metavar="N", help="of an outline (default: 128)")
+    oracle.add_argument(
+        "--oracle-bins",
+        type=_parse_ids,
+        default=[1000],
+        metavar="N,N,...",
+        help="numbers of coordinate bins (default: 1000)",
+    )
+    oracle.add_argument(
+        "--image-size", type=int, default=640, metavar="N", help="side of the input in pixels (default: 640)"
+    )
+    oracle.add_argument("--max-points", type=int, default=128, metavar="N", help="points of an outline (default: 128)")
 
     output = parser.add_argument_group("what is written")
     output.add_argument(

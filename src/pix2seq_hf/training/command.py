@@ -1,15 +1,15 @@
 """Train a model for one task or for several at once, on a data set of one's own or a known one.
 
-DATA is a COCO folder, a Pascal VOC folder, a YOLO folder, a folder of pictures with metadata, parquet files, the name
-of a data set on the Hub, or `scenes`, which are drawn; `pix2seq data inspect DATA` shows it and finds what is wrong
-with it. The sections of a recipe that are named after tasks say which are trained, each with its own settings; without
-one it is object detection.
-
 examples:
   pix2seq train --recipe overfit --data coco_mini --output runs/overfit
   pix2seq train --recipe overfit --data coco_mini --output runs/mine --set training.steps=500 --set data.max_images=4
   pix2seq train --recipe overfit_tasks --data coco_mini --output runs/tasks
   accelerate launch scripts/train.py --recipe mine.yaml --data coco --output runs/mine     (the same, on many devices)
+
+DATA is a COCO folder, a Pascal VOC folder, a YOLO folder, a folder of pictures with metadata, parquet files, the name
+of a data set on the Hub, or `scenes`, which are drawn; `pix2seq data inspect DATA` shows it and finds what is wrong
+with it. The sections of a recipe that are named after tasks say which are trained, each with its own settings; without
+one it is object detection. `pix2seq recipes` lists the recipes of the package.
 
 A run that was interrupted goes on from its last checkpoint when the same command is given again, whether or not
 model.pretrained is still there; with more steps or epochs it is prolonged. The result is OUTPUT/final, a folder for
@@ -47,14 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
-        help="go on with the run that must be in DIR; --no-resume: there must be none (default: if there is one)",
+        help="--resume: there must be a run in DIR to go on with; --no-resume: there must be none (default: go on if "
+        "there is one)",
     )
     parser.add_argument(
         "--max-bad",
         type=float,
         metavar="SHARE",
-        help="the run stops if more than this share of a task's samples turn out unusable, rounded down; a single one "
-        "only stops it if this is 0 (default: the recipe's data.max_bad, 0.01; 0.01 of 50 or of 150 lets one pass)",
+        help="stop if more than this share of a task's samples turn out unusable; one alone is passed over unless it "
+        "is 0 (default: the recipe's data.max_bad, 0.01)",
     )
 
 
