@@ -123,12 +123,16 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path):
     built = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     names = set(zipfile.ZipFile(tmp_path / built.stdout.split()[-1]).namelist())
-    box = [path for path in (ROOT / "src/pix2seq_hf/box_model").rglob("*") if path.is_file()]
-    for package, folder in FOLDERS.items():
-        for file in [*folder.rglob("*.py"), *folder.rglob("*.yaml"), *(box if package == "pix2seq_hf" else [])]:
-            assert f"{package.replace('.', '/')}/{file.relative_to(folder).as_posix()}" in names, file
-    assert any(name.endswith("/LICENSE") for name in names)
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"pix2seq_hf"}
+    about = {name for name in names if re.match(r"pix2seq_hf-[^/]+\.dist-info/", name)}
+    assert names - about == {
+        f"{package.replace('.', '/')}/{file.relative_to(folder).as_posix()}"
+        for package, folder in FOLDERS.items()
+        for file in folder.rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    assert any(name.endswith("/LICENSE") for name in about)
+    for name in ("py.typed", "recipes/accelerate/ddp.yaml", "app/page.py", "conversion/convert.py"):
+        assert f"pix2seq_hf/{name}" in names
 
 
 def test_readme_names_every_file():
