@@ -286,7 +286,8 @@ def test_impossible_options_are_one_line(model_folder, pictures, tmp_path, capfd
 def test_output_that_is_a_file(model_folder, pictures, tmp_path, capfd):
     (tmp_path / "out").touch()
     assert predict(model_folder, tmp_path / "out", pictures) == 2
-    assert capfd.readouterr().err == f"pix2seq predict: error: {tmp_path / 'out'}: File exists\n"
+    reason = "the folder cannot be made (a file is in its place); choose another --output"
+    assert capfd.readouterr().err == f"pix2seq predict: error: {tmp_path / 'out'}: {reason}\n"
 
 
 def test_ids_come_from_names_as_in_coco(tmp_path):

@@ -79,11 +79,11 @@ def test_options_that_cannot_be_read(settings, message):
 
 
 def test_command(tmp_path, capsys):
-    arguments = ["data", "scenes", "--output", str(tmp_path / "scenes"), "--count", "3", "--size", "64", "--quiet"]
+    arguments = ["data", "scenes", "--output", str(tmp_path / "scenes"), "--count", "3", "--size", "64"]
     assert cli.main([*arguments, "--objects", "1-2"]) == 0
     assert "3 pictures in train/" in capsys.readouterr().out
     assert cli.main(["data", "inspect", str(tmp_path / "scenes"), "--quiet"]) == 0
     assert "no problems" in capsys.readouterr().out
     assert cli.main(arguments) == 2 and "is there already" in capsys.readouterr().err
-    assert cli.main([*arguments[:-3], "--size", "9"]) == 2
+    assert cli.main([*arguments[:-2], "--size", "9"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
