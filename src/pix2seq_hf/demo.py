@@ -100,8 +100,10 @@ def look_and_show(output: Path, seed: int, count: int, folder: str) -> dict[str,
     model, processor = load_model(folder)
 
     from pix2seq_hf.data.scenes import SceneOptions, draw_scene
+    from pix2seq_hf.demo_training import spare_one_core
     from pix2seq_hf.engine import TaskOptions, run_tasks
 
+    spare_one_core()
     scenes = [draw_scene(seed, SPLIT, index, SceneOptions(**SCENE)) for index in range(count)]
     logger.info("looking at %d new scene%s: %s", count, "s" * (count > 1), ", ".join(model.config.tasks))
     results = [

@@ -42,12 +42,9 @@ def train_and_show(output: Path, seed: int, steps: int | None = None) -> None:
     write_shapes(output / SHAPES, "train", NUM_TRAINING, seed, image_size=TRAINING_SIZE, **SCENE)
     write_shapes(output / SHAPES, "new", NUM_NEW, seed, image_size=NEW_SIZE, **SCENE)
 
-    import torch
-
     from pix2seq_hf.training.loop import train
 
-    # One core prepares the pictures. Threads that wait for a busy core cost more than they bring.
-    torch.set_num_threads(max((os.cpu_count() or 1) - 1, 1))
+    spare_one_core()
     logger.info("2/3  training a small model for %d steps", recipe.training.steps)
     model_folder = train(recipe, output / SHAPES, output / RUN)
 
@@ -66,6 +63,13 @@ def train_and_show(output: Path, seed: int, steps: int | None = None) -> None:
     print(f"average precision at IoU 0.5 on the new pictures: {100 * precision:.0f} %")
     print(f"{output / SHEET}: what the model found")
     logger.info("%.0f s", time.monotonic() - start)
+
+
+def spare_one_core() -> None:
+    """Let torch leave one core to others: threads that wait for a busy one cost more than they bring."""
+    import torch
+
+    torch.set_num_threads(max((os.cpu_count() or 1) - 1, 1))
 
 
 def clear_earlier_demo(output: Path) -> None:
