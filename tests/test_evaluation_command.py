@@ -115,6 +115,8 @@ def test_wrong_options(scenes, model_folder, tmp_path, capsys):
         evaluate("--model", model_folder, "--data", scenes, "--min-score", 5)
     with pytest.raises(ValueError, match=r"--interval 0\.0: must be above 0"):
         evaluate("--watch", model_folder, "--data", scenes, "--interval", 0)
+    with pytest.raises(ValueError, match=r"--json: --watch writes \S+evaluations\.jsonl, a line per checkpoint"):
+        evaluate("--watch", model_folder, "--data", scenes, "--json", "-")
     with pytest.raises(ValueError, match="--per-class: is for --model and --results"):
         evaluate("--oracle", "--data", scenes, "--per-class")
     with pytest.raises(ValueError, match="--spice: is for captions: --tasks captioning, or all"):
