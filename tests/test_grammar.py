@@ -90,3 +90,35 @@ def test_restrict_keeps_the_logits_of_what_is_allowed():
     restricted = BoxGrammar(COORDINATES, [101]).restrict(0, torch.zeros(2, 0, dtype=torch.long), logits)
     torch.testing.assert_close(restricted[:, 1000:1100], logits[:, 1000:1100], rtol=0, atol=0)
     assert restricted.isfinite().sum() == 200
+
+
+GRAMMARS = [
+    BoxGrammar(COORDINATES, [101, 117], stop_when_noise=True),
+    PolygonGrammar(range(1000, 1003), 9),
+    KeypointGrammar(range(1000, 1003)),
+    TextGrammar(range(1200, 1203), end=1),
+]
+
+
+@pytest.mark.parametrize("grammar", GRAMMARS, ids=lambda grammar: type(grammar).__name__)
+def test_steps_of_a_slot_are_alike(grammar):
+    written, _ = write_randomly(grammar, 18)
+    padded = torch.nn.functional.pad(written, (0, 6))
+    examples = {grammar.slot(step): step for step in range(17, 0, -1)}
+    for step in range(1, 18):
+        example, num_written = examples[grammar.slot(step)], torch.tensor([step])
+        assert grammar.token_set(example) is grammar.token_set(step)
+        tokens = torch.tensor(grammar.token_set(step))
+        until = padded.masked_fill(torch.arange(24) >= step, 0)
+        counted = grammar.forbidden(example, until, tokens, num_written)
+        expected = grammar.forbidden(step, written[:, :step], tokens)
+        assert (counted is None and expected is None) or counted.expand(expected.shape).equal(expected)
+        ended = grammar.is_finished(example, written[:, [step]])
+        expected = grammar.is_finished(step, written[:, : step + 1])
+        assert (ended is None and expected is None) or ended.equal(expected)
+
+
+def test_equal_grammars_have_equal_keys():
+    keys = {grammar.key() for grammar in GRAMMARS}
+    assert len(keys) == len(GRAMMARS) and TextGrammar(range(1200, 1203), end=1).key() in keys
+    assert TextGrammar(range(1200, 1204), end=1).key() not in keys

@@ -21,6 +21,7 @@ from .linear_pix2seq import Pix2SeqLinear, linear
 from .tokenization_pix2seq import FAKE_CLASS_TOKEN, INVISIBLE_TOKEN
 
 NUM_LIKELIEST = 64  # tokens among which a nucleus mostly lies
+LARGEST_DRAW = 1 - 2**-20  # times a sum, a number nearer to 1 could be rounded to the sum
 
 
 def top_logits(logits: torch.Tensor, k: int = 0, p: float = 1.0, mask: float = -1e10) -> torch.Tensor:
@@ -80,7 +81,7 @@ def draw_tokens(logits: torch.FloatTensor, uniform: torch.FloatTensor | None = N
     Returns:
         `torch.LongTensor` of shape `(rows,)`."""
     if uniform is None:
-        uniform = torch.rand(len(logits), device=logits.device)
+        uniform = torch.rand(len(logits), device=logits.device).clamp(max=LARGEST_DRAW)
     reached = logits.softmax(-1).cumsum(-1)  # not `torch.multinomial`, which draws a number for every token
     # The first token at which more is reached: one of probability 0 reaches no more than the one before it.
     return torch.searchsorted(reached, uniform[:, None] * reached[:, -1:], right=True).squeeze(1)
@@ -102,7 +103,7 @@ def draw_uniform(seeds: Sequence[int], num_rows: int, num_steps: int) -> torch.F
         raise ValueError(f"{len(seeds)} seeds were given for a batch of {num_rows} sequences: give one per picture")
     shape = (num_rows // len(seeds), num_steps, 2)
     drawn = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.cat(drawn).clamp(max=1 - 2**-20)  # times a sum, a number next to 1 could be rounded to the sum
+    return torch.cat(drawn).clamp(max=LARGEST_DRAW)
 
 
 class ClassRecorder:
@@ -121,15 +122,34 @@ class ClassRecorder:
         self.base_vocab_shift = base_vocab_shift
         self.stops_at_noise = stops_at_noise
         self.on_objects = on_objects
-        self.labels: list[torch.LongTensor] = []
-        self.scores: list[torch.FloatTensor] = []
+        self.kept: list[tuple[torch.LongTensor, torch.FloatTensor]] = []  # of every step that was read
+
+    def key(self) -> tuple:
+        """What recorders have in common that keep the same of the same logits."""
+        return ClassRecorder, tuple(self.class_tokens.tolist()), self.base_vocab_shift
 
     def reads(self, step: int) -> bool:
         """Whether the logits of this step are needed, all of them."""
         return step % TOKENS_PER_OBJECT == TOKENS_PER_OBJECT - 1
 
+    def read(
+        self, step: int, logits: torch.FloatTensor, uniform: torch.FloatTensor | None = None
+    ) -> tuple[torch.LongTensor, torch.FloatTensor]:
+        """Labels and scores of raw logits `(rows, vocab_size)`."""
+        return self.classify(logits)
+
+    def finish(self, found, tokens: torch.LongTensor) -> tuple[torch.LongTensor, torch.FloatTensor]:
+        """What is kept of what [`read`] found, once the tokens `(rows,)` of the step are chosen."""
+        return found
+
     def record(
-        self, step: int, written: torch.LongTensor, logits: torch.FloatTensor, rows: torch.LongTensor, total: int
+        self,
+        step: int,
+        written: torch.LongTensor,
+        logits: torch.FloatTensor,
+        rows: torch.LongTensor,
+        total: int,
+        uniform: torch.FloatTensor | None = None,
     ):
         r"""Read the class of the object whose box was just written.
 
@@ -137,13 +157,13 @@ class ClassRecorder:
             step (`int`): Number of tokens written after the prompt.
             written (`torch.LongTensor` of shape `(live_rows, step)`): These tokens.
             logits (`torch.FloatTensor` of shape `(live_rows, vocab_size)`): Raw logits of the whole vocabulary.
-            rows (`torch.LongTensor` of shape `(live_rows,)`): Which of all `total` rows these are."""
-        labels, scores = self.classify(logits)
+            rows (`torch.LongTensor` of shape `(live_rows,)`): Which of all `total` rows these are.
+            uniform (`torch.FloatTensor` of shape `(live_rows,)`, *optional*): Nothing is drawn here."""
+        labels, scores = self.read(step, logits)
         if self.on_objects is not None:
             boxes = written[:, -(TOKENS_PER_OBJECT - 1) :]
             self.on_objects(step // TOKENS_PER_OBJECT, rows, boxes, labels, scores)
-        self.labels.append(labels.new_zeros(total).index_copy_(0, rows, labels))
-        self.scores.append(scores.new_zeros(total).index_copy_(0, rows, scores))
+        self.kept.append(tuple(kept.new_zeros(total).index_copy_(0, rows, kept) for kept in (labels, scores)))
 
     def classify(self, logits: torch.FloatTensor) -> tuple[torch.LongTensor, torch.FloatTensor]:
         """Labels and scores of logits `(..., vocab_size)`, as `tokenization_pix2seq.class_labels_and_scores`."""
@@ -151,8 +171,10 @@ class ClassRecorder:
         none = probabilities[..., 0]
         if not len(self.class_tokens):  # a vocabulary without class tokens
             return torch.zeros_like(none, dtype=torch.long), none
-        scores, best = probabilities[..., self.class_tokens.to(logits.device)].max(-1)
-        labels = self.class_tokens.to(logits.device)[best] - self.base_vocab_shift
+        if self.class_tokens.device != logits.device:  # once, not at every object
+            self.class_tokens = self.class_tokens.to(logits.device)
+        scores, best = probabilities[..., self.class_tokens].max(-1)
+        labels = self.class_tokens[best] - self.base_vocab_shift
         is_none = scores == 0
         return labels.masked_fill(is_none, 0), torch.where(is_none, none, scores)
 
@@ -161,12 +183,11 @@ class ClassRecorder:
 
     def results(self, sequences: torch.LongTensor, prompt_length: int) -> dict[str, torch.Tensor]:
         """Fields of the output of `generate`."""
-        if not self.labels:
+        if not self.kept:
             empty = sequences.new_zeros(len(sequences), 0)
             return {"class_labels": empty, "class_scores": empty.float()}
         num_objects = (sequences.shape[1] - prompt_length) // TOKENS_PER_OBJECT
-        labels = torch.stack(self.labels, 1)[:, :num_objects]
-        scores = torch.stack(self.scores, 1)[:, :num_objects]
+        labels, scores = (torch.stack(columns, 1)[:, :num_objects] for columns in zip(*self.kept, strict=True))
         if self.stops_at_noise:  # objects after the end of a row are none
             is_noise = sequences[:, prompt_length + TOKENS_PER_OBJECT - 1 :: TOKENS_PER_OBJECT] == FAKE_CLASS_TOKEN
             is_after = is_noise.long().cumsum(1) - is_noise.long() > 0
@@ -190,47 +211,63 @@ class VisibleTokenRecorder:
     def __init__(self, grammar: TokenGrammar | None, do_sample=True, temperature=1.0, top_k=0, top_p=1.0):
         self.grammar = grammar
         self.do_sample, self.temperature, self.top_k, self.top_p = do_sample, temperature, top_k, top_p
-        self.tokens: list[torch.LongTensor] = []
-        self.probabilities: list[torch.FloatTensor] = []
+        self.kept: list[tuple[torch.LongTensor, torch.FloatTensor]] = []  # tokens and probabilities of every step
         self.pending = None
-        self.uniform: torch.FloatTensor | None = None  # (rows, num_steps), see [`draw_uniform`]
+        self.visible_tokens: dict[int, tuple] = {}
+
+    def key(self) -> tuple:
+        grammar = None if self.grammar is None else self.grammar.key()
+        return VisibleTokenRecorder, grammar, self.do_sample, self.temperature, self.top_k, self.top_p
 
     def reads(self, step: int) -> bool:
         return True
 
-    def record(self, step, written, logits, rows, total):
-        assert len(rows) == total, "rows with keypoints all have the same length"
+    def read(self, step, logits, uniform=None):
+        """The probabilities `(rows, vocab_size)` without the invisible token, and a token drawn from them."""
         visible = logits.clone()
         visible[:, INVISIBLE_TOKEN] -= 1e9
         probabilities, tokens = visible.softmax(-1), None
         if self.grammar is not None:
-            tokens = torch.as_tensor(self.grammar.token_set(step), device=logits.device)
-            tokens = tokens[tokens != INVISIBLE_TOKEN]
+            tokens = self._visible_tokens(self.grammar.token_set(step), logits.device)
             visible = visible[:, tokens]
         if self.do_sample:
             visible = top_logits(visible / self.temperature, self.top_k, self.top_p, float("-inf"))
-            drawn = draw_tokens(visible, None if self.uniform is None else self.uniform[:, step])
+            drawn = draw_tokens(visible, uniform)
         else:
             drawn = visible.argmax(-1)
-        self.pending = probabilities, drawn if tokens is None else tokens[drawn]
+        return probabilities, drawn if tokens is None else tokens[drawn]
+
+    def finish(self, found, tokens):
+        """Tokens without invisible ones, and their probabilities."""
+        probabilities, drawn = found
+        reported = torch.where(tokens == INVISIBLE_TOKEN, drawn, tokens)
+        return reported, probabilities.gather(1, reported[:, None]).squeeze(1)
+
+    def record(self, step, written, logits, rows, total, uniform=None):
+        assert len(rows) == total, "rows with keypoints all have the same length"
+        self.pending = self.read(step, logits, uniform)
 
     def settle(self, tokens):
-        if self.pending is None:
-            return
-        probabilities, drawn = self.pending
-        self.pending = None
-        reported = torch.where(tokens == INVISIBLE_TOKEN, drawn, tokens)
-        self.tokens.append(reported)
-        self.probabilities.append(probabilities.gather(1, reported[:, None]).squeeze(1))
+        if self.pending is not None:
+            self.kept.append(self.finish(self.pending, tokens))
+            self.pending = None
+
+    def _visible_tokens(self, token_set, device: torch.device) -> torch.LongTensor:
+        """A set without the invisible token as a tensor, made once: a device would have to be waited for."""
+        key = id(token_set)
+        if key not in self.visible_tokens:
+            tokens = torch.tensor([token for token in token_set if token != INVISIBLE_TOKEN], device=device)
+            self.visible_tokens[key] = token_set, tokens  # the set itself is kept, or its id could be given again
+        return self.visible_tokens[key][1]
 
     def results(self, sequences, prompt_length):
         self.settle(sequences[:, -1])
-        if not self.tokens:
+        if not self.kept:
             return {"token_scores": sequences.new_zeros(len(sequences), 0).float()}
-        reported = torch.stack(self.tokens, 1)
+        reported, probabilities = (torch.stack(columns, 1) for columns in zip(*self.kept, strict=True))
         return {
             "sequences": torch.cat([sequences[:, :prompt_length], reported], 1),
-            "token_scores": torch.stack(self.probabilities, 1),
+            "token_scores": probabilities,
             "is_invisible": sequences[:, prompt_length:] == INVISIBLE_TOKEN,  # before they were replaced
         }
 
@@ -314,6 +351,14 @@ class OutputRows:
         self.is_plain = type(lm_head) is Pix2SeqLinear and not hasattr(lm_head, "_hf_hook")
         self.parts: dict[int, tuple] = {}
 
+    def refresh(self):
+        """Copy again what was copied from the layer's weights, to where it was."""
+        for token_set, tokens, weight, bias in self.parts.values():
+            if self.is_plain and not isinstance(token_set, range):
+                weight.copy_(self.lm_head.weight[tokens])
+                if bias is not None:
+                    bias.copy_(self.lm_head.bias[tokens])
+
     def tokens(self, token_set: range | tuple[int, ...]) -> torch.LongTensor:
         """The tokens of a set as a tensor."""
         return self._part(token_set)[1]
@@ -360,6 +405,67 @@ def choose_rows(finished: torch.BoolTensor, num_pictures: int) -> tuple[torch.Lo
     return (pictures[:, None] * by_picture.shape[1] + order).flatten(), pictures
 
 
+class TokenChooser:
+    r"""How the next token of a row follows from its hidden state, and which token is its last, wherever rows are kept.
+
+    Args:
+        model, plan, processors, criteria, generation_config: See [`decode`]."""
+
+    def __init__(self, model, plan: TokenPlan, processors, criteria, generation_config):
+        self.grammar, self.recorder = plan.grammar, plan.recorder
+        self.warpers = [processor for processor in processors if processor is not plan]
+        ends = [criterion.eos_token_id for criterion in criteria if isinstance(criterion, EosTokenCriteria)]
+        self.end_tokens = ends[0].to(model.lm_head.weight.device) if ends else None
+        self.can_end = bool(ends) or any(isinstance(criterion, GrammarEnd) for criterion in criteria)
+        self.do_sample = generation_config.do_sample
+        self.output_rows = OutputRows(model.lm_head)
+
+    def logits(self, hidden_states: torch.FloatTensor, step: int) -> tuple[torch.FloatTensor, torch.FloatTensor | None]:
+        """Logits `(rows, num_tokens)` of the step's tokens, and those of the vocabulary if the recorder reads them."""
+        token_set = None if self.grammar is None else self.grammar.token_set(step)
+        if self.recorder is None or not self.recorder.reads(step):
+            return self.output_rows(hidden_states, token_set), None
+        whole = self.output_rows(hidden_states, None)
+        return whole if token_set is None else whole[:, self.output_rows.tokens(token_set)], whole
+
+    def choose(
+        self,
+        logits: torch.FloatTensor,
+        step: int,
+        written: torch.LongTensor,
+        uniform: torch.FloatTensor | None = None,
+        num_written: torch.Tensor | None = None,
+    ) -> torch.LongTensor:
+        r"""Choose tokens.
+
+        Args:
+            logits (`torch.FloatTensor` of shape `(rows, num_tokens)`): Of the step's tokens.
+            step, written, num_written: See [`TokenGrammar.forbidden`].
+            uniform (`torch.FloatTensor` of shape `(rows,)`, *optional*): See [`draw_tokens`].
+        Returns:
+            `torch.LongTensor` of shape `(rows,)`."""
+        tokens = None
+        if self.grammar is not None:
+            tokens = self.output_rows.tokens(self.grammar.token_set(step))
+            counted = {} if num_written is None else {"num_written": num_written}
+            forbidden = self.grammar.forbidden(step, written, tokens, **counted)
+            if forbidden is not None:
+                logits = logits.masked_fill(forbidden, float("-inf"))
+        for warper in self.warpers:
+            logits = warper(written, logits)
+        chosen = draw_tokens(logits, uniform) if self.do_sample else logits.argmax(-1)
+        return chosen if tokens is None else tokens[chosen]
+
+    def is_last(self, step: int, written: torch.LongTensor) -> torch.BoolTensor:
+        """Which rows end with the last token of `written` `(rows, step + 1)`, the token of this step."""
+        last = written[:, -1]
+        is_last = (
+            torch.zeros_like(last, dtype=torch.bool) if self.end_tokens is None else torch.isin(last, self.end_tokens)
+        )
+        by_grammar = None if self.grammar is None else self.grammar.is_finished(step, written)
+        return is_last if by_grammar is None else is_last | by_grammar
+
+
 @torch.no_grad()
 def decode(model, plan: TokenPlan, input_ids, processors, criteria, generation_config, streamer, model_kwargs):
     r"""Write sequences: the library's sampling loop, less what Pix2Seq does not need.
@@ -374,18 +480,14 @@ def decode(model, plan: TokenPlan, input_ids, processors, criteria, generation_c
         processors, criteria, generation_config, streamer, model_kwargs: As `GenerationMixin._sample` gets them.
     Returns:
         As `GenerationMixin._sample`: sequences, or `GenerateEncoderDecoderOutput`."""
-    grammar, recorder = plan.grammar, plan.recorder
-    warpers = [processor for processor in processors if processor is not plan]
-    ends = [criterion.eos_token_id for criterion in criteria if isinstance(criterion, EosTokenCriteria)]
-    end_tokens = ends[0].to(input_ids.device) if ends else None
-    can_end = end_tokens is not None or any(isinstance(criterion, GrammarEnd) for criterion in criteria)
+    chooser = TokenChooser(model, plan, processors, criteria, generation_config)
+    recorder, can_end = plan.recorder, chooser.can_end
     padding = model.config.pad_token_id
 
     (total, prompt_length), max_length = input_ids.shape, generation_config.max_length
     encoded = model_kwargs["encoder_outputs"][0]
     cache = model_kwargs["past_key_values"]
     attention_mask = model_kwargs.get("decoder_attention_mask")
-    output_rows = OutputRows(model.lm_head)
     sequences = input_ids.new_full((total, max_length), padding)
     sequences[:, :prompt_length] = input_ids
     lengths = torch.full_like(sequences[:, 0], max_length)
@@ -395,8 +497,6 @@ def decode(model, plan: TokenPlan, input_ids, processors, criteria, generation_c
     uniform = None
     if plan.seeds is not None and generation_config.do_sample:
         uniform = draw_uniform(plan.seeds, total, max_length - prompt_length).to(input_ids.device)
-        if isinstance(recorder, VisibleTokenRecorder):
-            recorder.uniform = uniform[..., 1]
 
     for length in range(prompt_length, max_length):
         step, written = length - prompt_length, live[:, prompt_length:length]
@@ -408,26 +508,11 @@ def decode(model, plan: TokenPlan, input_ids, processors, criteria, generation_c
             use_cache=True,
         ).last_hidden_state[:, -1]
 
-        token_set = None if grammar is None else grammar.token_set(step)
-        if recorder is not None and recorder.reads(step):
-            logits = output_rows(hidden_states, None)
-            recorder.record(step, written, logits, rows, total)
-            if token_set is not None:
-                logits = logits[:, output_rows.tokens(token_set)]
-        else:
-            logits = output_rows(hidden_states, token_set)
-        if grammar is not None:
-            forbidden = grammar.forbidden(step, written, output_rows.tokens(token_set))
-            if forbidden is not None:
-                logits = logits.masked_fill(forbidden, float("-inf"))
-        for warper in warpers:
-            logits = warper(written, logits)
-        if generation_config.do_sample:
-            tokens = draw_tokens(logits, None if uniform is None else uniform[rows, step, 0])
-        else:
-            tokens = logits.argmax(-1)
-        if token_set is not None:
-            tokens = output_rows.tokens(token_set)[tokens]
+        of_token, of_report = (None, None) if uniform is None else uniform[rows, step].unbind(-1)
+        logits, whole = chooser.logits(hidden_states, step)
+        if whole is not None:
+            recorder.record(step, written, whole, rows, total, of_report)
+        tokens = chooser.choose(logits, step, written, of_token)
         if can_end:
             tokens = tokens.masked_fill(finished, padding)
         live[:, length] = tokens
@@ -442,9 +527,7 @@ def decode(model, plan: TokenPlan, input_ids, processors, criteria, generation_c
         if not can_end:
             continue
 
-        has_ended = torch.zeros_like(finished) if end_tokens is None else torch.isin(tokens, end_tokens)
-        by_grammar = None if grammar is None else grammar.is_finished(step, live[:, prompt_length : length + 1])
-        has_ended = (has_ended if by_grammar is None else has_ended | by_grammar) & ~finished
+        has_ended = chooser.is_last(step, live[:, prompt_length : length + 1]) & ~finished
         lengths[rows] = torch.where(has_ended, length + 1, lengths[rows])
         finished = finished | has_ended
         if step % LOOK_EVERY == LOOK_EVERY - 1:

@@ -27,13 +27,33 @@ class TokenGrammar:
             `range` or `tuple[int, ...]` in ascending order; the same object for equal sets."""
         raise NotImplementedError
 
-    def forbidden(self, step: int, written: torch.LongTensor, tokens: torch.LongTensor) -> torch.Tensor | None:
+    def key(self) -> tuple:
+        """What grammars that allow the same have in common."""
+        return type(self), *sorted(vars(self).items())
+
+    def slot(self, step: int) -> int | None:
+        r"""Which steps after the first are alike, so that what is done at one can be repeated at the others.
+
+        Alike are steps with the same token set where `forbidden` differs only by what its arguments `written` and
+        `num_written` hold, and `is_finished` looks at the last token alone.
+
+        Args:
+            step (`int`): Number of tokens written after the prompt, at least 1.
+        Returns:
+            `int` that alike steps share, or `None`, the default, if nothing is promised."""
+        return None
+
+    def forbidden(
+        self, step: int, written: torch.LongTensor, tokens: torch.LongTensor, num_written: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
         r"""What single rows may not write.
 
         Args:
             step (`int`): Number of tokens written after the prompt.
             written (`torch.LongTensor` of shape `(rows, step)`): These tokens.
             tokens (`torch.LongTensor` of shape `(num_tokens,)`): The set of this step.
+            num_written (`torch.LongTensor` of shape `(1,)`, *optional*): The number of tokens again where `written` has
+                padding behind them; only for grammars with slots, and `step` is any of the slot then.
         Returns:
             `torch.BoolTensor` of shape `(rows, num_tokens)`, or `None` if every row may write the whole set."""
         return None
@@ -58,6 +78,11 @@ class TokenGrammar:
         return torch.full_like(logits, float("-inf")).index_copy_(1, tokens, allowed)
 
 
+def last_token(written: torch.LongTensor, num_written: torch.Tensor | None = None) -> torch.LongTensor:
+    """The last token `(rows, 1)` of every row; see [`TokenGrammar.forbidden`]."""
+    return written[:, -1:] if num_written is None else written.index_select(1, num_written - 1)
+
+
 class BoxGrammar(TokenGrammar):
     r"""Four coordinates and a class, again and again.
 
@@ -73,6 +98,9 @@ class BoxGrammar(TokenGrammar):
 
     def token_set(self, step):
         return self.classes if step % TOKENS_PER_OBJECT == TOKENS_PER_OBJECT - 1 else self.coordinates
+
+    def slot(self, step):
+        return int(step % TOKENS_PER_OBJECT == TOKENS_PER_OBJECT - 1)
 
     def is_finished(self, step, written):
         if not self.stop_when_noise or step % TOKENS_PER_OBJECT != TOKENS_PER_OBJECT - 1:
@@ -98,17 +126,20 @@ class PolygonGrammar(TokenGrammar):
     def token_set(self, step):
         return self.tokens
 
-    def forbidden(self, step, written, tokens):
+    def slot(self, step):
+        return step % 2
+
+    def forbidden(self, step, written, tokens, num_written=None):
         is_padding, is_separator = tokens == PADDING_TOKEN, tokens == SEPARATOR_TOKEN
         if step % 2:  # the second half of a point is of the kind of the first
-            first = written[:, -1:]
+            first = last_token(written, num_written)
             is_coordinate = ~(is_padding | is_separator)
             kept = torch.where(first == SEPARATOR_TOKEN, is_separator, is_coordinate)
             return ~torch.where(first == PADDING_TOKEN, is_padding, kept)
         points = written[:, ::2]
-        num_points = points.shape[1]
-        after_separator = torch.arange(1, num_points + 1, device=points.device) * (points == SEPARATOR_TOKEN)
-        start = after_separator.amax(1, keepdim=True) if num_points else points.new_zeros(len(points), 1)
+        num_points = points.shape[1] if num_written is None else num_written // 2
+        after_separator = torch.arange(1, points.shape[1] + 1, device=points.device) * (points == SEPARATOR_TOKEN)
+        start = after_separator.amax(1, keepdim=True) if points.shape[1] else points.new_zeros(len(points), 1)
         is_short = num_points - start < MIN_POINTS_PER_PART
         has_no_room = self.max_points - num_points - 1 < MIN_POINTS_PER_PART
         return (is_short & (is_padding | is_separator)) | (is_separator & has_no_room)
@@ -129,10 +160,13 @@ class KeypointGrammar(TokenGrammar):
     def token_set(self, step):
         return self.tokens
 
-    def forbidden(self, step, written, tokens):
+    def slot(self, step):
+        return step % 2
+
+    def forbidden(self, step, written, tokens, num_written=None):
         if step % 2 == 0:
             return None
-        return (tokens == INVISIBLE_TOKEN) != (written[:, -1:] == INVISIBLE_TOKEN)
+        return (tokens == INVISIBLE_TOKEN) != (last_token(written, num_written) == INVISIBLE_TOKEN)
 
 
 class TextGrammar(TokenGrammar):
@@ -149,7 +183,10 @@ class TextGrammar(TokenGrammar):
     def token_set(self, step):
         return self.words
 
-    def forbidden(self, step, written, tokens):
+    def slot(self, step):
+        return 0
+
+    def forbidden(self, step, written, tokens, num_written=None):
         return (tokens == self.end).expand(len(written), -1) if step == 0 else None
 
     def is_finished(self, step, written):
