@@ -41,6 +41,30 @@ class GrowingLayer(DynamicLayer):
         return room[:, :, :length]
 
 
+class FixedLayer(DynamicLayer):
+    r"""A cache layer of fixed tensors, in which states are written to a place that the device knows.
+
+    Args:
+        keys, values (`torch.Tensor` of shape `(batch, num_heads, capacity, head_dim)`): All there is room for.
+        place (`torch.LongTensor` of shape `(1,)`): Where the next token goes; whoever owns it moves it on."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, place: torch.Tensor):
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values, self.place = keys, values, place
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.keys.index_copy_(2, self.place, key_states)
+        self.values.index_copy_(2, self.place, value_states)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> torch.Tensor:
+        """Not a number: the host would have to wait for it."""
+        return self.place
+
+
 class KeptLayer(DynamicLayer):
     """A cache layer that is filled once, with the very tensors it is given."""
 

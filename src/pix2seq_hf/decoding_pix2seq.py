@@ -420,6 +420,11 @@ class TokenChooser:
         self.do_sample = generation_config.do_sample
         self.output_rows = OutputRows(model.lm_head)
 
+    def slot(self, step: int) -> tuple:
+        """What steps share at which the same is done; see [`TokenGrammar.slot`]."""
+        reads = self.recorder is not None and self.recorder.reads(step)
+        return None if self.grammar is None else self.grammar.slot(step), reads
+
     def logits(self, hidden_states: torch.FloatTensor, step: int) -> tuple[torch.FloatTensor, torch.FloatTensor | None]:
         """Logits `(rows, num_tokens)` of the step's tokens, and those of the vocabulary if the recorder reads them."""
         token_set = None if self.grammar is None else self.grammar.token_set(step)

@@ -25,6 +25,7 @@ from .decoding_pix2seq import (
     decode,
     top_logits,
 )
+from .decoding_pix2seq_static import decode_static
 from .grammar_pix2seq import TOKENS_PER_OBJECT, TokenGrammar
 
 
@@ -296,9 +297,9 @@ class Pix2SeqGenerationMixin(GenerationMixin):
                 stack.enter_context(layer.self_attention.pack())
             if is_fast:
                 streamer = kwargs.pop("streamer", None)
-                return decode(
-                    self, plan, input_ids, logits_processor, stopping_criteria, generation_config, streamer, kwargs
-                )
+                asked = (plan, input_ids, logits_processor, stopping_criteria, generation_config, streamer, kwargs)
+                output = decode_static(self, *asked)
+                return decode(self, *asked) if output is None else output
             return super()._sample(
                 input_ids,
                 logits_processor=logits_processor,

@@ -162,15 +162,18 @@ class Pix2SeqAttention(nn.Module):
             weights = weights.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)  # (rows, heads, length, keys)
         return output, weights
 
+    def packed_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias of the product that gives queries, keys and values, as they are now."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        weights, biases = zip(*((projection.weight, projection.bias) for projection in projections), strict=True)
+        return torch.cat(weights).detach(), torch.cat(biases).detach()
+
     @contextmanager
     def pack(self) -> Iterator[None]:
         """Compute queries, keys and values of self-attention by one product, as long as weights stay as they are."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
         if all(type(projection) is Pix2SeqLinear for projection in projections):  # not adapted or quantised
-            self.packed = tuple(
-                torch.cat([getattr(projection, name).detach() for projection in projections])
-                for name in ("weight", "bias")
-            )
+            self.packed = self.packed_weights()
         try:
             yield
         finally:
