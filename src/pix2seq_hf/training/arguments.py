@@ -31,11 +31,14 @@ class ModelArguments:
         preset (`str`, *optional*): A released architecture for a new network, see `Pix2SeqConfig.from_preset`.
         attention (`str`): How attention is computed: `"sdpa"`, `"eager"` (on CPUs often the faster one in training), or
             another way that transformers knows.
+        smooth_start (`bool`): Let a new network begin with neighbouring coordinates alike, and with neighbouring places
+            if positions in the picture are learned, see [`~training.smooth_start.start_smoothly`].
         config (`dict`): Fields of `Pix2SeqConfig` that differ from the preset or from the pretrained model."""
 
     pretrained: str | None = None
     preset: str | None = None
     attention: str = "sdpa"
+    smooth_start: bool = False
     config: dict[str, Any] = field(default_factory=dict)
 
 

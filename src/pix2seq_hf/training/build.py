@@ -41,6 +41,7 @@ from pix2seq_hf.training.interruption import ignore_stop_signals
 from pix2seq_hf.training.optimization import AdamW, WarmUpAndDecay, group_parameters, scale_learning_rate
 from pix2seq_hf.training.pretrained import load_pretrained, read_pretrained_config
 from pix2seq_hf.training.run_info import data_fingerprint
+from pix2seq_hf.training.smooth_start import start_smoothly
 from pix2seq_hf.training.watch import most_bad
 
 logger = logging.getLogger(__name__)
@@ -363,6 +364,8 @@ def build_model(
             logger.info(line)
     else:
         model = Pix2SeqForConditionalGeneration(config)
+        if arguments.smooth_start:
+            start_smoothly(model)
     model.set_attn_implementation(arguments.attention)
     model.generation_config = build_generation_config(config)
     return model, processor
