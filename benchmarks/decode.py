@@ -16,7 +16,9 @@ other,
     last step, class scores from the logits it kept, is not counted.
 Times are medians over the repetitions (smallest to largest in brackets), ratios are taken within each repetition. A
 step writes one token of every sequence; a token's time is the step's divided by the sequences; a picture's is its part
-of encoder and steps. The number of threads is torch's own choice: set OMP_NUM_THREADS to change it."""
+of encoder and steps. The number of threads is torch's own choice: set OMP_NUM_THREADS to change it.
+
+With --goals the cases gpu-* are measured too, where there is a GPU with CUDA."""
 
 import argparse
 import copy
@@ -25,13 +27,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from transformers import StoppingCriteria
 from transformers.modeling_outputs import BaseModelOutput
 
+from decode_gpu import GPU_GOALS, GpuGoal, gpu_table, measure_gpu
 from machine_limits import MachineSpeed, StepWork, measure_machine, step_work
 from pix2seq_hf.benchmark import describe, describe_machine
 from pix2seq_hf.configuration_pix2seq import Pix2SeqConfig
@@ -410,8 +413,20 @@ def report(results: list[Measurement], speed: MachineSpeed, machine: Mapping[str
     )
 
 
+def list_gpu_goals(names: Iterable[str], device: torch.device | None) -> tuple[list[GpuGoal], list[dict[str, Any]]]:
+    """Goals of cases on a GPU with their figures, and all that was measured; without a device no figures."""
+    names = list(names)
+    found = measure_gpu(names, lambda: build_model(CASES["detection-1"]), device) if names and device else []
+    figures = {each["name"]: {"figure": each["figure"], "limit": each["limit"]} for each in found}
+    return [replace(GPU_GOALS[name], **figures.get(name, {})) for name in names], found
+
+
 def as_json(
-    results: list[Measurement], speed: MachineSpeed, machine: Mapping[str, Any], goals: list[Goal]
+    results: list[Measurement],
+    speed: MachineSpeed,
+    machine: Mapping[str, Any],
+    goals: list[Goal],
+    on_gpu: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Everything as data, with the seconds of each repetition."""
     cases = [
@@ -427,6 +442,7 @@ def as_json(
         "machine": {**machine, **asdict(speed)},
         "cases": cases,
         "goals": [{**asdict(goal), "is_met": goal.is_met} for goal in goals],
+        "gpu": on_gpu,
     }
 
 
@@ -439,10 +455,13 @@ def positive_number(text: str) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     names = "\n".join(f"  {name:30}{case.describe()}" for name, case in CASES.items())
+    names += "".join(f"\n  {name:30}{goal.summary}" for name, goal in GPU_GOALS.items())
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=f"cases:\n{names}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--case", action="append", choices=CASES, metavar="NAME", help="a case; may be repeated (all)")
+    parser.add_argument(
+        "--case", action="append", choices=[*CASES, *GPU_GOALS], metavar="NAME", help="a case; may be repeated (all)"
+    )
     parser.add_argument("--goals", action="store_true", help="print goals and figures; exit code 1 if one is missed")
     parser.add_argument("--tokens", type=positive_number, help="tokens to write per sequence (by case: 500, 200, 34)")
     parser.add_argument("--repetitions", type=positive_number, default=3, help="how often everything is timed (3)")
@@ -456,7 +475,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(arguments)
-    cases = {name: CASES[name] for name in args.case or CASES}
+    names = args.case or [*CASES, *(GPU_GOALS if args.goals else ())]
+    cases = {name: CASES[name] for name in names if name in CASES}
+    gpu = torch.device("cuda", 0) if torch.cuda.is_available() else None
     if args.json:
         try:  # now, not after minutes
             open(args.json, "a").close()
@@ -477,17 +498,21 @@ def main(arguments: list[str] | None = None) -> int:
                     num_tokens = args.tokens or case.tokens
                     results.append(measure_case(name, case, num_tokens, args.repetitions, args.reference_steps, bar))
                 speed = speed.best_of(measure_machine())
+        gpu_goals, on_gpu = list_gpu_goals([name for name in names if name in GPU_GOALS], gpu)
     except ValueError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 1
     goals = list_goals(results, speed)
-    print(report(results, speed, machine))
-    if args.goals:
+    if results:
+        print(report(results, speed, machine))
+    if args.goals and goals:
         print("\n" + goal_table(goals))
+    if gpu_goals:
+        print("\n" + markdown_table(gpu_table(gpu_goals)))
     if args.json:
         with open(args.json, "w") as file:
-            json.dump(as_json(results, speed, machine, goals), file, indent=2)
-    return int(args.goals and not all(goal.is_met for goal in goals))
+            json.dump(as_json(results, speed, machine, goals, on_gpu), file, indent=2)
+    return int(args.goals and not all(goal.is_met for goal in [*goals, *gpu_goals]))
 
 
 if __name__ == "__main__":

@@ -255,6 +255,53 @@ def test_a_missed_goal_is_an_exit_code(decode, tiny_cases, monkeypatch, capsys):
     assert "MISSED" in capsys.readouterr().out
 
 
+@pytest.fixture
+def on_processor(decode, monkeypatch):
+    """What is measured on a GPU, tiny and on a processor."""
+    from pix2seq_hf import decoding_pix2seq_static
+
+    module = sys.modules[decode.measure_gpu.__module__]
+    quick, device = module.measure_device, torch.device("cpu")
+    monkeypatch.setattr(module, "measure_device", lambda device: quick(device, num_megabytes=1, matrix_size=16))
+    for name, value in (("NUM_WARM_UPS", 1), ("NUM_REPETITIONS", 1), ("TRAINING_PICTURES", 2)):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(decoding_pix2seq_static, "STATIC_DEVICES", {"cpu"})
+    case = decode.Case("", 1, 25, overrides={**TINY, "max_instances_per_image": 5})
+    monkeypatch.setattr(decode, "CASES", {"detection-1": case})
+    return device
+
+
+def test_goals_of_a_gpu(decode, on_processor):
+    goals, found = decode.list_gpu_goals(decode.GPU_GOALS, on_processor)
+    assert [goal.name for goal in goals] == list(decode.GPU_GOALS) == [each["name"] for each in found]
+    assert all(goal.figure > 0 and goal.limit > 0 for goal in goals)
+    assert found[0]["seconds"]["step"] * 1000 == pytest.approx(goals[0].figure)
+    one = decode.replace(goals[0], figure=0.2, limit=0.05)
+    rows = decode.gpu_table([one, decode.replace(goals[1], figure=80.0, limit=160.0)])
+    assert [row[2:] for row in rows[1:]] == [["0.2", "0.05", "25%", "met"], ["80", "160", "50%", "MISSED"]]
+
+
+def test_repeated_steps_that_disagree_are_refused(decode, on_processor, monkeypatch):
+    from pix2seq_hf.decoding_pix2seq_static import StaticDecoder
+
+    accept = StaticDecoder.accept
+    monkeypatch.setattr(StaticDecoder, "accept", lambda self, states, step: accept(self, -states, step))
+    with pytest.raises(ValueError, match="tokens differ"):
+        decode.list_gpu_goals(["gpu-detection-1"], on_processor)
+
+
+def test_steps_that_are_not_repeated_are_refused(decode, on_processor, monkeypatch):
+    monkeypatch.setattr("pix2seq_hf.decoding_pix2seq_static.STATIC_DEVICES", set())
+    with pytest.raises(ValueError, match="no step of decoding was captured"):
+        decode.list_gpu_goals(["gpu-detection-1"], on_processor)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_its_goals_are_named(decode, tiny_cases, capsys):
+    assert decode.main(["--case", "gpu-training", "--goals"]) == 0
+    assert "not measured here" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
