@@ -265,6 +265,7 @@ def on_processor(decode, monkeypatch):
     monkeypatch.setattr(module, "measure_device", lambda device: quick(device, num_megabytes=1, matrix_size=16))
     for name, value in (("NUM_WARM_UPS", 1), ("NUM_REPETITIONS", 1), ("TRAINING_PICTURES", 2)):
         monkeypatch.setattr(module, name, value)
+    monkeypatch.delitem(module.WAYS, "compiled")  # takes long
     monkeypatch.setattr(decoding_pix2seq_static, "STATIC_DEVICES", {"cpu"})
     case = decode.Case("", 1, 25, overrides={**TINY, "max_instances_per_image": 5})
     monkeypatch.setattr(decode, "CASES", {"detection-1": case})
@@ -275,7 +276,7 @@ def test_goals_of_a_gpu(decode, on_processor):
     goals, found = decode.list_gpu_goals(decode.GPU_GOALS, on_processor)
     assert [goal.name for goal in goals] == list(decode.GPU_GOALS) == [each["name"] for each in found]
     assert all(goal.figure > 0 and goal.limit > 0 for goal in goals)
-    assert found[0]["seconds"]["step"] * 1000 == pytest.approx(goals[0].figure)
+    assert min(found[0]["seconds"]["step"][way] for way in ("graphs", "loop")) * 1000 == goals[0].figure
     one = decode.replace(goals[0], figure=0.2, limit=0.05)
     rows = decode.gpu_table([one, decode.replace(goals[1], figure=80.0, limit=160.0)])
     assert [row[2:] for row in rows[1:]] == [["0.2", "0.05", "25%", "met"], ["80", "160", "50%", "MISSED"]]

@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from transformers import CompileConfig
 
 from pix2seq_hf import TASKS, decoding_pix2seq_static, generation_pix2seq
 from pix2seq_hf.decoding_pix2seq_static import KEPT, MIN_STEPS, DelayedLook, round_up
@@ -279,6 +280,19 @@ def test_a_look_sees_the_flag_of_the_look_before(device):
     look = DelayedLook()
     flags = [torch.tensor(flag, device=device) for flag in (False, True, False, False)]
     assert [look.was_true(flag) for flag in flags] == [False, False, True, False]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_compiled_step(device, used):
+    model = multitask_model(1).to(device)
+    asked = question("object_detection", 3, device, do_sample=False)
+    expected = model.generate(**asked, disable_compile=True)
+    found = model.generate(**asked, compile_config=CompileConfig(fullgraph=True, dynamic=False))
+    assert used[-1] is not None
+    assert_same(found, expected)
+    if device == "cuda":
+        assert all(decoder.graphs for decoder in KEPT[model].decoders.values())
 
 
 @needs_cuda

@@ -461,14 +461,13 @@ class TokenChooser:
         chosen = draw_tokens(logits, uniform) if self.do_sample else logits.argmax(-1)
         return chosen if tokens is None else tokens[chosen]
 
-    def is_last(self, step: int, written: torch.LongTensor) -> torch.BoolTensor:
-        """Which rows end with the last token of `written` `(rows, step + 1)`, the token of this step."""
-        last = written[:, -1]
-        is_last = (
-            torch.zeros_like(last, dtype=torch.bool) if self.end_tokens is None else torch.isin(last, self.end_tokens)
-        )
+    def is_last(self, step: int, written: torch.LongTensor) -> torch.BoolTensor | None:
+        """Which rows end with the last token of `written` `(rows, step + 1)`; `None` if no row can end at this step."""
+        by_token = None if self.end_tokens is None else torch.isin(written[:, -1], self.end_tokens)
         by_grammar = None if self.grammar is None else self.grammar.is_finished(step, written)
-        return is_last if by_grammar is None else is_last | by_grammar
+        if by_token is None or by_grammar is None:
+            return by_grammar if by_token is None else by_token
+        return by_token | by_grammar
 
 
 @torch.no_grad()
@@ -532,9 +531,10 @@ def decode(model, plan: TokenPlan, input_ids, processors, criteria, generation_c
         if not can_end:
             continue
 
-        has_ended = chooser.is_last(step, live[:, prompt_length : length + 1]) & ~finished
-        lengths[rows] = torch.where(has_ended, length + 1, lengths[rows])
-        finished = finished | has_ended
+        has_ended = chooser.is_last(step, live[:, prompt_length : length + 1])
+        if has_ended is not None:
+            lengths[rows] = torch.where(has_ended & ~finished, length + 1, lengths[rows])
+            finished = finished | has_ended
         if step % LOOK_EVERY == LOOK_EVERY - 1:
             kept, pictures = choose_rows(finished, encoded.shape[0])
             if len(kept) == len(rows):

@@ -4,7 +4,8 @@ A step is some hundred small kernels, which a GPU computes in far less time than
 Python. A step whose tensors all stay where they are can be recorded as a CUDA graph, and one call starts it whole. So
 everything that changes from step to step lies on the device: the caches have room for the longest sequence and are
 written at a place that a tensor holds, as are tokens, scores and the ends of rows. Shapes are fixed too: rows that end
-stay, and write padding; numbers of pictures and sequences are rounded up. The library's way, a static cache and a
+stay, and write padding; numbers of pictures and sequences are rounded up. With `compile_config` torch's compiler makes
+fewer and larger kernels of the decoder's layers first, which takes it a while. The library's way, a static cache and a
 compiled forward, makes the logits of the whole vocabulary at every step and waits for the device after each."""
 
 import threading
@@ -27,6 +28,8 @@ MIN_STEPS = 8  # for fewer it is not worth it
 ROOM = 64  # lengths are rounded up to multiples of it
 MAX_KEPT = 8  # shapes and settings whose steps are kept for the next call
 MAX_SHARE = 1 / 8  # of the device's memory that their tensors may take
+# The compiler is not to make graphs of its own inside of ours.
+MODES = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
 
 def round_up(count: int) -> int:
@@ -73,10 +76,14 @@ class StaticDecoder:
         chooser ([`TokenChooser`]): How tokens are chosen.
         num_pictures, num_sequences (`int`): Pictures, and sequences of each.
         num_image_tokens (`int`): Tokens of an encoded picture.
-        capacity (`int`): Tokens of a sequence, prompt included."""
+        capacity (`int`): Tokens of a sequence, prompt included.
+        compile_options (`dict[str, Any]`, *optional*): For `torch.compile`; without them nothing is compiled."""
 
-    def __init__(self, model, chooser: TokenChooser, num_pictures, num_sequences, num_image_tokens, capacity):
+    def __init__(
+        self, model, chooser, num_pictures, num_sequences, num_image_tokens, capacity, *, compile_options=None
+    ):
         self.decoder, self.chooser, self.padding = model.model.decoder, chooser, model.config.pad_token_id
+        self.read = self.decoder if compile_options is None else torch.compile(self.decoder.__call__, **compile_options)
         self.shape = num_pictures, num_sequences
         weight, layers, rows = model.lm_head.weight, self.decoder.layers, num_pictures * num_sequences
         attention = layers[0].self_attention
@@ -170,14 +177,14 @@ class StaticDecoder:
         self.written.index_copy_(1, self.num_written, tokens[:, None])
         self.next_tokens.copy_(tokens[:, None])
         self.counters.add_(1)
-        if chooser.can_end:
-            has_ended = chooser.is_last(step, tokens[:, None]) & ~self.finished
-            self.lengths.copy_(torch.where(has_ended, self.num_written, self.lengths))
+        has_ended = chooser.is_last(step, tokens[:, None]) if chooser.can_end else None
+        if has_ended is not None:
+            self.lengths.copy_(torch.where(has_ended & ~self.finished, self.num_written, self.lengths))
             self.finished.logical_or_(has_ended)
 
     def compute(self, step: int):
         """Read the token that every row wrote last, and write the next: on any device, and what is captured."""
-        hidden_states = self.decoder(
+        hidden_states = self.read(
             input_ids=self.next_tokens,
             attention_mask=self.masks.index_select(0, self.place)[None, None],
             position_ids=self.place[None],
@@ -346,8 +353,16 @@ def _decode(model, plan, chooser, kept: KeptDecoders, settings, input_ids, gener
     num_steps, num_pictures = max_length - prompt_length, encoded.shape[0]
     shape = num_pictures, total // num_pictures
     sizes = *map(round_up, shape), encoded.shape[1], -(-max_length // ROOM) * ROOM
+    options = None
+    if generation_config.compile_config is not None:
+        options = generation_config.compile_config.to_dict()
+        options["mode"] = MODES.get(options["mode"], options["mode"])
+
+    def make() -> StaticDecoder:
+        return StaticDecoder(model, chooser, *sizes, compile_options=options)
+
     try:
-        decoder = kept.find(model, (*sizes, *settings), lambda: StaticDecoder(model, chooser, *sizes))
+        decoder = kept.find(model, (*sizes, *settings, str(options)), make)
     except torch.cuda.OutOfMemoryError:
         kept.decoders.clear()
         warnings.warn("decoding without CUDA graphs, which is slower: they need more memory", stacklevel=2)
