@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from pix2seq_hf.cache_pix2seq import ROOM, GrowingLayer, KeptLayer
+from pix2seq_hf.cache_pix2seq import ROOM, FixedLayer, GrowingLayer, KeptLayer
 
 
 def states(length, batch=3):
@@ -63,3 +63,15 @@ def test_kept_states_are_not_copied():
     assert found[0] is keys and layer.values is values and layer.get_seq_length() == 7
     with pytest.raises(AssertionError, match="do not grow"):
         layer.update(keys, values)
+
+
+def test_fixed_states_are_written_where_the_place_says():
+    room, place = states(7), torch.zeros(1, dtype=torch.long)
+    before = [each.clone() for each in room]
+    layer, added = FixedLayer(*room, place), states(1)
+    place.fill_(4)
+    found = layer.update(*added)
+    assert found[0] is room[0] and found[1] is room[1] and layer.get_seq_length() is place
+    for each, new, old in zip(found, added, before):
+        assert each[:, :, 4:5].equal(new)
+        assert each[:, :, [0, 1, 2, 3, 5, 6]].equal(old[:, :, [0, 1, 2, 3, 5, 6]])

@@ -222,6 +222,11 @@ def test_what_cannot_be_repeated_is_left_to_the_loop(used):
     for reason, options in cases.items():
         model.generate(**{**asked, **options})
         assert used.pop() is None, reason
+    with pytest.raises(ValueError, match="longer than the model's 160 positions"):
+        model.generate(**{**asked, "task": "object_detection", "max_new_tokens": 161})
+    assert used.pop() is None
+    model.generate(**{**asked, "task": "object_detection", "max_new_tokens": 160})
+    assert used.pop() is not None
     handle = model.model.decoder.norm.register_forward_hook(lambda *args: None)
     model.generate(**asked)
     assert used.pop() is None

@@ -315,16 +315,17 @@ def decode_static(
     r"""Write sequences as [`decode`] does, by steps that are captured.
 
     Args:
-        All: See [`decode`].
+        model, plan, input_ids, processors, criteria, generation_config, streamer, model_kwargs: See [`decode`].
     Returns:
-        As [`decode`], or `None` where that has to do it: on a processor, for few tokens, streamers, hidden tokens, a
-        decoder that is not as it was built, a grammar without slots, with `generation_config.disable_compile`, or while
-        another thread decodes with the same model."""
+        As [`decode`], or `None` where that has to do it: on a processor, for few tokens or more than the model has
+        positions for, streamers, hidden tokens, a decoder that is not as it was built, a grammar without slots, with
+        `generation_config.disable_compile`, or while another thread decodes with the same model."""
     num_steps = generation_config.max_length - input_ids.shape[1]
     is_asked_for = (
         input_ids.device.type in STATIC_DEVICES
         and streamer is None
         and num_steps >= MIN_STEPS
+        and generation_config.max_length - 1 <= model.config.max_position_embeddings  # the last token is not read
         and model_kwargs.get("decoder_attention_mask") is None
         and getattr(plan.recorder, "on_objects", None) is None
         and not generation_config.disable_compile
@@ -390,7 +391,7 @@ def _decode(model, plan, chooser, kept: KeptDecoders, settings, input_ids, gener
     kept.can_capture = decoder.can_capture or input_ids.device.type != "cuda"
 
     def read(tensor: torch.Tensor, length: int) -> torch.Tensor:
-        return decoder.real(tensor, *shape)[:, :, :length].flatten(0, 1).clone()
+        return decoder.real(tensor, *shape)[:, :, :length].clone().flatten(0, 1)
 
     sequences = torch.cat([input_ids, read(decoder.written, num_steps)], 1)
     if plan.recorder is not None:
@@ -405,7 +406,7 @@ def _decode(model, plan, chooser, kept: KeptDecoders, settings, input_ids, gener
     for layer, mine in zip(cache.self_attention_cache.layers, decoder.cache.self_attention_cache.layers, strict=True):
         for name in ("keys", "values"):
             states = decoder.real(getattr(mine, name), *shape)[:, :, :, : max_length - 1]
-            setattr(layer, name, states.flatten(0, 1).clone())
+            setattr(layer, name, states.clone().flatten(0, 1))
     return GenerateEncoderDecoderOutput(sequences=sequences, past_key_values=cache)
 
 
