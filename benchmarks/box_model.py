@@ -50,13 +50,17 @@ def main(arguments: list[str] | None = None) -> int:
         output = Path(args.output or temporary)
         options_of_data = ["--data", args.data, "--split", SPLIT, "--max-images", str(args.count)]
         options_of_run = ["--model", args.model, "--tasks", "all", "--output", str(output)]
+        options_of_run += ["--json", str(output / "numbers.json")]
         code = cli.main(["evaluate", *options_of_data, *options_of_run])
         if code or not (output / "captioning.json").is_file():
             return code
         found = json.loads((output / "captioning.json").read_text(encoding="utf-8"))
     captions = [item["caption"] for item in found]
     scenes = [draw_scene(seed, SPLIT, item["image_id"] - 1, options).objects for item in found]
-    for kind, (right, total) in count_facts(captions, scenes).items():
+    counts = count_facts(captions, scenes)
+    if args.output:
+        (output / "facts.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+    for kind, (right, total) in counts.items():
         print(f"facts, {kind:<9} {right:>6,} of {total:>6,} right" + (f", {right / total:.1%}" if total else ""))
     return 0
 

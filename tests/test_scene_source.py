@@ -1,11 +1,15 @@
 """Drawn scenes as a data set without files: a split of some, or a stream without end that processes share."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
 
 from pix2seq_hf.data.coco import read_coco
 from pix2seq_hf.data.inspection import find_tasks
@@ -180,3 +184,24 @@ def test_the_benchmark_counts_facts_of_what_the_model_says(run, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("average precision") for line in lines)
     assert lines[-1].startswith("facts, all") and " right" in lines[-1]
+
+
+def test_a_trained_model_is_packed_with_its_lessons_figures_and_curves(run, tmp_path):
+    run_folder = Path(run[1]).parent
+    spec = importlib.util.spec_from_file_location("pack_box_model", PROJECT_ROOT / "benchmarks/pack_box_model.py")
+    packing = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(packing)
+    facts, packed = tmp_path / "facts.json", tmp_path / "packed"
+    facts.write_text(json.dumps({"class": [3, 4], "count": [0, 0], "all": [3, 4]}))
+    arguments = ["--runs", str(run_folder), "--facts", str(facts), "--output", str(packed)]
+    assert packing.main(arguments) == 0 and packing.main(arguments) == 0  # over what was there
+    card = (packed / "README.md").read_text()
+    assert f"`{run_folder.name}`" in card and "| all | 3 of 4 | 75.0% |" in card and "| count |" not in card
+    assert card.index("**Lessons**") < card.index("## Classes") and str(tmp_path) not in card
+    with Image.open(packed / "curves.png") as picture:
+        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 10
+    weights, whole = load_file(packed / "model.safetensors"), load_file(Path(run[1]) / "model.safetensors")
+    assert weights.keys() == whole.keys() and weights["model.decoder.norm.weight"].dtype is torch.bfloat16
+    assert json.loads((packed / "config.json").read_text())["dtype"] == "float32"
+    model = AutoModelForImageTextToText.from_pretrained(packed)
+    assert model.model.decoder.norm.weight.equal(whole["model.decoder.norm.weight"].bfloat16().float())

@@ -254,7 +254,10 @@ def describe_training(training: Mapping[str, Any], config: Mapping[str, Any]) ->
     started_from = model.get("pretrained")
     facts = {
         "data": trained_on,
-        "samples": ", ".join(f"{number:,} of {task}" for task, number in (run.get("samples") or {}).items()),
+        "samples": ", ".join(
+            f"{task} without end" if number is None else f"{number:,} of {task}"
+            for task, number in (run.get("samples") or {}).items()
+        ),
         "parameters": f"{run['num_parameters']:,}" if "num_parameters" in run else None,
         "started from": name_of(Path(str(started_from))) if started_from else "random weights" if model else None,
         "steps": state.get("step"),

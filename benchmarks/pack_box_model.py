@@ -1,0 +1,141 @@
+r"""Make the folder of the model in the box out of a trained one: weights in bfloat16, a card with figures and curves.
+
+examples:
+  python benchmarks/pack_box_model.py --runs runs/box_model_near runs/box_model
+  python benchmarks/pack_box_model.py --runs runs/box_model_near runs/box_model --json numbers.json --facts facts.json
+
+The last run's `final` is the model; the losses of all runs are drawn one behind the other. `benchmarks/box_model.py
+--output DIR` measures (DIR/numbers.json, DIR/facts.json).
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from pix2seq_hf.card import build_card, read_evaluation, read_training
+from pix2seq_hf.default_model import DEFAULT_MODEL
+from pix2seq_hf.evaluation.charts import Curve, line_chart, to_image
+from pix2seq_hf.task_captioning import Captioning
+
+LOSS = "loss/"
+COLORS = ("blue", "orange", "green", "mist")
+MARKER = "## Classes"  # the section of the card in front of which lessons and curves go
+KEPT_WHOLE = ("running_mean", "running_var")  # in float32: a few kilobytes that every feature is divided by
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the folder; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", nargs="+", required=True, metavar="DIR", help="the lessons, the last one last")
+    parser.add_argument("--json", nargs="*", default=[], metavar="FILE", help="results of pix2seq evaluate")
+    parser.add_argument("--facts", metavar="FILE", help="results of benchmarks/box_model.py")
+    parser.add_argument("--output", default=DEFAULT_MODEL, metavar="DIR", help="default: %(default)s")
+    args = parser.parse_args(arguments)
+    runs, output = [Path(run) for run in args.runs], Path(args.output)
+    shutil.rmtree(output, ignore_errors=True)
+    shutil.copytree(runs[-1] / "final", output)
+    weights = load_file(output / "model.safetensors")
+    save_file(
+        {name: halve(name, table) for name, table in weights.items()}, output / "model.safetensors", {"format": "pt"}
+    )
+    (output / "model.safetensors").chmod(0o644)
+    (output / "training.json").unlink(missing_ok=True)
+    config = json.loads((output / "config.json").read_text(encoding="utf-8"))
+    config["dtype"] = "float32"  # what it is computed in unless somebody says otherwise
+    (output / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    generation = json.loads((output / "generation_config.json").read_text(encoding="utf-8"))
+    # A caption of scenes is right or wrong: the likeliest one says more that is true than a drawn one.
+    if settings := generation["task_settings"].get(str(Captioning.prompt_id)):
+        settings["do_sample"] = False
+    (output / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
+    evaluations = [read_evaluation(Path(name)) for name in args.json]
+    facts = json.loads(Path(args.facts).read_text(encoding="utf-8")) if args.facts else {}
+    card = build_card("box_model", config, evaluations, read_training(runs[-1] / "final"), "apache-2.0")
+    before, marker, after = card.partition(MARKER)
+    curves = read_curves(runs)
+    if curves:
+        chart = line_chart("Losses of the tasks while it was trained", curves, "thousand steps", "loss")
+        to_image(chart).convert("P").save(output / "curves.png", optimize=True)
+    text = before + "\n\n".join([describe_lessons(runs, bool(curves)), *describe_facts(facts), ""]) + marker + after
+    (output / "README.md").write_text(text, encoding="utf-8")
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    print(f"{output}: {size / 1e6:.1f} MB")
+    return 0
+
+
+def halve(name: str, table: torch.Tensor) -> torch.Tensor:
+    """A table of weights as it is stored."""
+    is_kept = not table.is_floating_point() or name.endswith(KEPT_WHOLE)
+    return table if is_kept else table.to(torch.bfloat16)
+
+
+def read_curves(runs: Sequence[Path]) -> list[Curve]:
+    """The loss of every task over the steps of all runs, one behind the other; none if nothing was logged."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    points: dict[str, list[tuple[float, float]]] = {}
+    start = 0
+    for run in runs:
+        log = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+        log.Reload()
+        steps = [0]
+        for tag in log.Tags()["scalars"]:
+            if tag.startswith(LOSS):
+                for event in log.Scalars(tag):
+                    points.setdefault(tag.removeprefix(LOSS), []).append(((start + event.step) / 1000, event.value))
+                    steps.append(event.step)
+        start += max(steps)
+    return [
+        Curve(name.replace("_", " "), *map(list, zip(*values, strict=True)), COLORS[number % len(COLORS)])
+        for number, (name, values) in enumerate(sorted(points.items()))
+    ]
+
+
+def describe_lessons(runs: Sequence[Path], has_curves: bool) -> str:
+    """What was trained one after the other, as a table."""
+    lines = ["**Lessons**", "", "| recipe | pictures | input | steps | batch, all tasks | hours |"]
+    lines += ["| --- | --- | ---: | ---: | ---: | ---: |"]
+    for run in runs:
+        info = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        recipe = info["recipe"]
+        height, width = recipe["model"]["config"]["image_size"]
+        tasks = [task for task in info["samples"] if recipe.get(task)]
+        batch = sum(recipe[task]["batch_size"] or recipe["training"]["batch_size"] for task in tasks)
+        counts = info["data"]["num_pictures"]
+        pictures = "drawn scenes without end" if None in counts else f"{sum(counts):,} drawn scenes"
+        hours = hours_of(info)
+        lines.append(
+            f"| `{run.name}` | {pictures} | {height} x {width} | {info['total_steps']:,} | {batch} | {hours} |"
+        )
+    return "\n".join(lines) + ("\n\n![losses of the four tasks fall over the steps](curves.png)" if has_curves else "")
+
+
+def hours_of(info: Mapping[str, Any]) -> str:
+    """How long a run took, as its `run.json` tells."""
+    starts = [start for start in info["starts"] if "end_time" in start]
+    if len(starts) < len(info["starts"]):
+        return "-"
+    pairs = [(datetime.fromisoformat(start["time"]), datetime.fromisoformat(start["end_time"])) for start in starts]
+    return f"{sum((end - begin).total_seconds() for begin, end in pairs) / 3600:.1f}"
+
+
+def describe_facts(facts: Mapping[str, Sequence[int]]) -> list[str]:
+    """How much of what its captions say is true, as a table; nothing if it was not measured."""
+    if not facts:
+        return []
+    rows = [
+        f"| {kind} | {right:,} of {total:,} | {right / total:.1%} |" for kind, (right, total) in facts.items() if total
+    ]
+    return ["**What captions say**", "\n".join(["| facts | right | share |", "| --- | ---: | ---: |", *rows])]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
