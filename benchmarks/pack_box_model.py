@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -26,7 +27,13 @@ from pix2seq_hf.evaluation.charts import Curve, line_chart, to_image
 from pix2seq_hf.task_captioning import Captioning
 
 LOSS = "loss/"
-COLORS = ("blue", "orange", "green", "mist")
+TASKS = {  # of each its name on the chart, and its colour
+    "object_detection": ("boxes", "blue"),
+    "instance_segmentation": ("outlines", "orange"),
+    "keypoint_detection": ("keypoints", "green"),
+    "captioning": ("captions", "violet"),
+}
+NUM_POINTS = 48  # of a curve: means over as many stretches of the same length
 MARKER = "## Classes"  # the section of the card in front of which lessons and curves go
 KEPT_WHOLE = ("running_mean", "running_var")  # in float32: a few kilobytes that every feature is divided by
 
@@ -93,10 +100,15 @@ def read_curves(runs: Sequence[Path]) -> list[Curve]:
                     points.setdefault(tag.removeprefix(LOSS), []).append(((start + event.step) / 1000, event.value))
                     steps.append(event.step)
         start += max(steps)
-    return [
-        Curve(name.replace("_", " "), *map(list, zip(*values, strict=True)), COLORS[number % len(COLORS)])
-        for number, (name, values) in enumerate(sorted(points.items()))
-    ]
+    curves = []
+    for task, (name, color) in TASKS.items():
+        stretches: dict[int, list[tuple[float, float]]] = {}
+        for point in points.get(task, ()):
+            stretches.setdefault(int(point[0] * 1000 * NUM_POINTS / (start + 1)), []).append(point)
+        if stretches:
+            x, y = np.array([np.mean(stretch, axis=0) for stretch in stretches.values()]).T
+            curves.append(Curve(name, x, y, color))
+    return curves
 
 
 def describe_lessons(runs: Sequence[Path], has_curves: bool) -> str:
