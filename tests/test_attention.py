@@ -58,7 +58,7 @@ def test_steps_of_sequences_that_look_at_a_picture(num_sequences, used):
     cache, picture = EncoderDecoderCache(DynamicCache(), DynamicCache()), torch.randn(2, 30, 24)
     for _ in range(3):
         hidden_states = torch.randn(2 * num_sequences, 1, 24)
-        found, _ = attention(hidden_states, key_value_states=picture, past_key_values=cache)
+        found, _ = attention(hidden_states, key_value_states=picture, cache=cache)
         expected = written_out(attention, hidden_states, picture.repeat_interleave(num_sequences, 0))
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert set(used) == {"eager_attention_forward"}

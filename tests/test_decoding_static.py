@@ -39,7 +39,7 @@ def used(monkeypatch):
 
 def assert_same(found, expected):
     """Tokens equal, probabilities nearly."""
-    assert found.keys() - {"past_key_values"} == expected.keys() - {"past_key_values"}
+    assert found.keys() - {"cache"} == expected.keys() - {"cache"}
     assert found.sequences.equal(expected.sequences)
     for name in ("class_labels", "is_invisible"):
         assert found.get(name) is None or found[name].equal(expected[name])
@@ -179,9 +179,7 @@ def test_a_cache_can_be_continued(used):
     whole = model.generate(**options, max_new_tokens=20)
     half = model.generate(**options, max_new_tokens=10)
     assert used[-1] is not None
-    rest = model.generate(
-        **options, decoder_input_ids=half.sequences, past_key_values=half.past_key_values, max_new_tokens=10
-    )
+    rest = model.generate(**options, decoder_input_ids=half.sequences, cache=half.cache, max_new_tokens=10)
     assert rest.sequences.equal(whole.sequences)
 
 

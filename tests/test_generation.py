@@ -92,8 +92,8 @@ def test_many_prompts_and_samples_share_the_picture(model):
     )
     assert sampled.sequences.shape == (24, 10)
     assert (sampled.sequences[:, :4] == prompts.flatten(0, 1).repeat_interleave(4, 0)).all()
-    assert sampled.past_key_values.cross_attention_cache.layers[0].keys.shape[0] == 2
-    assert sampled.past_key_values.self_attention_cache.layers[0].keys.shape[0] == 24
+    assert sampled.cache.cross_attention_cache.layers[0].keys.shape[0] == 2
+    assert sampled.cache.self_attention_cache.layers[0].keys.shape[0] == 24
 
 
 def test_samples_with_top_k_1_are_greedy(model):
@@ -169,7 +169,7 @@ def test_a_cache_can_be_continued(model):
         model,
         pixel_values=pictures,
         decoder_input_ids=half.sequences,
-        past_key_values=half.past_key_values,
+        cache=half.cache,
         max_new_tokens=3,
     )
     assert rest.sequences.tolist() == whole.sequences.tolist()

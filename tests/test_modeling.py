@@ -57,9 +57,9 @@ def test_many_sequences_of_a_picture_equal_one_at_a_time_and_share_keys():
         for sequence in range(3):
             alone = model(pictures[[picture]], decoder_input_ids=tokens[picture, [sequence]])
             torch.testing.assert_close(together.logits[[3 * picture + sequence]], alone.logits, rtol=0, atol=2e-5)
-    keys = together.past_key_values.cross_attention_cache.layers[0].keys
+    keys = together.cache.cross_attention_cache.layers[0].keys
     assert keys.shape == (2, 3, 24, 8)  # two pictures, not six sequences
-    assert together.past_key_values.self_attention_cache.layers[0].keys.shape == (6, 3, 6, 8)
+    assert together.cache.self_attention_cache.layers[0].keys.shape == (6, 3, 6, 8)
 
 
 def test_sequences_must_divide_among_pictures():
@@ -77,7 +77,7 @@ def test_a_cached_step_equals_the_whole_sequence():
         past = model(
             encoder_outputs=encoded,
             decoder_input_ids=tokens[:, position : position + 1],
-            past_key_values=past.past_key_values,
+            cache=past.cache,
             use_cache=True,
         )
         torch.testing.assert_close(past.logits[:, 0], whole[:, position], rtol=0, atol=2e-5)
@@ -139,7 +139,7 @@ def test_labels_give_the_weighted_loss_and_stand_in_for_inputs():
     losses = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), labels.flatten(), reduction="none")
     expected = (losses * weights.flatten()).sum() / weights.sum()
     torch.testing.assert_close(output.loss, expected)
-    assert output.past_key_values is None
+    assert output.cache is None
 
     shifted = torch.cat([torch.full((2, 3, 1), 10), labels[..., :-1]], -1)
     explicit = model(pictures, decoder_input_ids=shifted, labels=labels).loss

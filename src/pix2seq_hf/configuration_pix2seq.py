@@ -131,7 +131,7 @@ class Pix2SeqConfig(PreTrainedConfig):
     Source: `configs/config_det_finetune.py` and `config_multi_task.py` of the reference implementation."""
 
     model_type = "pix2seq"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache"]
     # Names by which library code looks for dropout rates.
     attribute_map = {
         "hidden_dropout_prob": "drop_units_rate",

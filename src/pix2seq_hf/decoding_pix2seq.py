@@ -490,7 +490,7 @@ def decode(model, plan: TokenPlan, input_ids, processors, criteria, generation_c
 
     (total, prompt_length), max_length = input_ids.shape, generation_config.max_length
     encoded = model_kwargs["encoder_outputs"][0]
-    cache = model_kwargs["past_key_values"]
+    cache = model_kwargs["cache"]
     attention_mask = model_kwargs.get("decoder_attention_mask")
     sequences = input_ids.new_full((total, max_length), padding)
     sequences[:, :prompt_length] = input_ids
@@ -508,7 +508,7 @@ def decode(model, plan: TokenPlan, input_ids, processors, criteria, generation_c
             input_ids=next_tokens,
             attention_mask=attention_mask,
             encoder_hidden_states=encoded,
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
 
@@ -556,4 +556,4 @@ def decode(model, plan: TokenPlan, input_ids, processors, criteria, generation_c
         streamer.end()
     if not generation_config.return_dict_in_generate:
         return sequences
-    return GenerateEncoderDecoderOutput(sequences=sequences, past_key_values=cache if len(rows) == total else None)
+    return GenerateEncoderDecoderOutput(sequences=sequences, cache=cache if len(rows) == total else None)

@@ -189,7 +189,7 @@ class StaticDecoder:
             attention_mask=self.masks.index_select(0, self.place)[None, None],
             position_ids=self.place[None],
             encoder_hidden_states=self.pictures,
-            past_key_values=self.cache,
+            cache=self.cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
         self.accept(hidden_states, step)
@@ -349,7 +349,7 @@ def decode_static(
 
 
 def _decode(model, plan, chooser, kept: KeptDecoders, settings, input_ids, generation_config, model_kwargs):
-    encoded, cache = model_kwargs["encoder_outputs"][0], model_kwargs["past_key_values"]
+    encoded, cache = model_kwargs["encoder_outputs"][0], model_kwargs["cache"]
     (total, prompt_length), max_length = input_ids.shape, generation_config.max_length
     num_steps, num_pictures = max_length - prompt_length, encoded.shape[0]
     shape = num_pictures, total // num_pictures
@@ -375,7 +375,7 @@ def _decode(model, plan, chooser, kept: KeptDecoders, settings, input_ids, gener
         uniform = torch.rand(total, num_steps, 2, device=input_ids.device).clamp_(max=LARGEST_DRAW)
 
     hidden_states = model.model.decoder(
-        input_ids=input_ids, encoder_hidden_states=encoded, past_key_values=cache, use_cache=True
+        input_ids=input_ids, encoder_hidden_states=encoded, cache=cache, use_cache=True
     ).last_hidden_state[:, -1]
     decoder.start(cache, shape, prompt_length, num_steps, uniform)
     filled = hidden_states.new_zeros(*decoder.shape, hidden_states.shape[-1])
@@ -407,7 +407,7 @@ def _decode(model, plan, chooser, kept: KeptDecoders, settings, input_ids, gener
         for name in ("keys", "values"):
             states = decoder.real(getattr(mine, name), *shape)[:, :, :, : max_length - 1]
             setattr(layer, name, states.clone().flatten(0, 1))
-    return GenerateEncoderDecoderOutput(sequences=sequences, past_key_values=cache)
+    return GenerateEncoderDecoderOutput(sequences=sequences, cache=cache)
 
 
 __all__ = ["decode_static"]

@@ -288,7 +288,7 @@ class Pix2SeqGenerationMixin(GenerationMixin):
 
     def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=False, **kwargs):
         plan = next((processor for processor in logits_processor if isinstance(processor, TokenPlan)), None)
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get("cache")
         is_fast = can_decode_fast(plan, logits_processor, stopping_criteria, generation_config, cache, synced_gpus)
         if not is_fast and plan is not None and plan.seeds is not None and generation_config.do_sample:
             raise ValueError("seeds are heeded with the default cache and without outputs beside the sequences")
@@ -310,10 +310,10 @@ class Pix2SeqGenerationMixin(GenerationMixin):
             )
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        is_given = model_kwargs.get("past_key_values") is not None
+        is_given = model_kwargs.get("cache") is not None
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         is_usual = generation_config.cache_implementation in (None, "dynamic") and not generation_config.is_assistant
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get("cache")
         if cache is not None and is_usual and not is_given:
             num_layers = self.config.decoder_num_hidden_layers
             cache.self_attention_cache.layers = [GrowingLayer() for _ in range(num_layers)]
@@ -342,14 +342,14 @@ class Pix2SeqGenerationMixin(GenerationMixin):
             batch_size, model_input_name, model_kwargs, decoder_start_token_id, device
         )
 
-    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, past_key_values=None, **kwargs):
+    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, cache=None, **kwargs):
         # Continuing from a cache: tokens that reach beyond it are the whole sequence; the cache holds its start.
-        if next_sequence_length is None and kwargs.get("is_first_iteration") and past_key_values is not None:
-            past_length = int(past_key_values.get_seq_length())
+        if next_sequence_length is None and kwargs.get("is_first_iteration") and cache is not None:
+            past_length = int(cache.get_seq_length())
             if 0 < past_length < input_ids.shape[1]:
                 next_sequence_length = input_ids.shape[1] - past_length
         return super().prepare_inputs_for_generation(
-            input_ids, next_sequence_length=next_sequence_length, past_key_values=past_key_values, **kwargs
+            input_ids, next_sequence_length=next_sequence_length, cache=cache, **kwargs
         )
 
     @staticmethod
@@ -363,14 +363,14 @@ class Pix2SeqGenerationMixin(GenerationMixin):
             model_kwargs["encoder_outputs"] = encoder_outputs
         return input_ids, model_kwargs
 
-    def _reorder_cache(self, past_key_values: EncoderDecoderCache, beam_idx: torch.LongTensor) -> EncoderDecoderCache:
+    def _reorder_cache(self, cache: EncoderDecoderCache, beam_idx: torch.LongTensor) -> EncoderDecoderCache:
         # Beams change places within their picture only, so the picture's keys and values stay where they are.
-        past_key_values.self_attention_cache.reorder_cache(beam_idx)
-        return past_key_values
+        cache.self_attention_cache.reorder_cache(beam_idx)
+        return cache
 
     def _beam_search(self, *args, **kwargs):
         output = super()._beam_search(*args, **kwargs)
-        cache = None if isinstance(output, torch.Tensor) else output.past_key_values
+        cache = None if isinstance(output, torch.Tensor) else output.cache
         if cache is not None:  # handed to the caller in the library's format: a row of keys per beam
             for own, cross in zip(cache.self_attention_cache.layers, cache.cross_attention_cache.layers, strict=True):
                 cross.batch_repeat_interleave(own.keys.shape[0] // cross.keys.shape[0])

@@ -20,6 +20,7 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 from transformers.utils import can_return_tuple
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -101,13 +102,13 @@ class Pix2SeqDecoderLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> torch.Tensor:
         update, _ = self.self_attention(
             self.self_attention_norm(hidden_states),
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             **kwargs,
         )
         hidden_states = hidden_states + drop_path(update, self.drop_path_rate, self.training)
@@ -115,7 +116,7 @@ class Pix2SeqDecoderLayer(GradientCheckpointingLayer):
             update, _ = self.cross_attention(
                 self.cross_attention_norm(hidden_states),
                 key_value_states=encoder_hidden_states,
-                past_key_values=past_key_values,
+                cache=cache,
                 **kwargs,
             )
             hidden_states = hidden_states + drop_path(update, self.drop_path_rate, self.training)
@@ -313,12 +314,13 @@ class Pix2SeqDecoder(Pix2SeqPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         encoder_hidden_states: torch.FloatTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         position_ids: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -332,11 +334,11 @@ class Pix2SeqDecoder(Pix2SeqPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(batch * sequences, length)`, *optional*): 0 hides a token. The
                 reference hides none, padding neither.
             encoder_hidden_states (`torch.FloatTensor` of shape `(batch, num_tokens, decoder_hidden_size)`): Pictures.
-            past_key_values (`EncoderDecoderCache`, *optional*): Keys and values so far.
+            cache (`EncoderDecoderCache`, *optional*): Keys and values so far.
             inputs_embeds (`torch.FloatTensor` of shape `(batch * sequences, length, decoder_hidden_size)`, *optional*):
                 In place of `input_ids`, without positions.
             position_ids (`torch.LongTensor` of shape `(batch * sequences, length)`, *optional*): Positions.
-            use_cache (`bool`, *optional*): Whether to return `past_key_values`.
+            use_cache (`bool`, *optional*): Whether to return `cache`.
         Returns:
             `BaseModelOutputWithPastAndCrossAttentions`: `last_hidden_state` of shape `(batch * sequences, length,
             decoder_hidden_size)`.
@@ -352,10 +354,10 @@ class Pix2SeqDecoder(Pix2SeqPreTrainedModel):
                 f"{rows} sequences do not divide among {encoder_hidden_states.shape[0]} pictures: "
                 "every picture needs the same number"
             )
-        if use_cache and past_key_values is None:
+        if use_cache and cache is None:
             cache_config = self.config.get_text_config(decoder=True)
-            past_key_values = EncoderDecoderCache(DynamicCache(config=cache_config), DynamicCache(config=cache_config))
-        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+            cache = EncoderDecoderCache(DynamicCache(config=cache_config), DynamicCache(config=cache_config))
+        past_length = cache.get_seq_length() if cache is not None else 0
         if isinstance(past_length, int) and past_length + length > self.config.max_position_embeddings:
             raise ValueError(
                 f"a sequence of {past_length + length} tokens is longer than the model's "
@@ -369,7 +371,7 @@ class Pix2SeqDecoder(Pix2SeqPreTrainedModel):
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             position_ids=position_ids,
         )
         for layer in self.layers:
@@ -377,11 +379,11 @@ class Pix2SeqDecoder(Pix2SeqPreTrainedModel):
                 hidden_states,
                 encoder_hidden_states,
                 attention_mask,
-                past_key_values=past_key_values if use_cache else None,
+                cache=cache if use_cache else None,
                 **kwargs,
             )
         return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
+            last_hidden_state=self.norm(hidden_states), cache=cache if use_cache else None
         )
 
 
@@ -407,6 +409,7 @@ class Pix2SeqModel(Pix2SeqPreTrainedModel):
     def set_input_embeddings(self, value):
         self.decoder.token_embeddings = value
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @can_return_tuple
     def forward(
         self,
@@ -414,7 +417,7 @@ class Pix2SeqModel(Pix2SeqPreTrainedModel):
         decoder_input_ids: torch.LongTensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         decoder_inputs_embeds: torch.FloatTensor | None = None,
         decoder_position_ids: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -428,10 +431,10 @@ class Pix2SeqModel(Pix2SeqPreTrainedModel):
                 Tokens seen by the decoder, prompt first. Without them the detection prompt is used.
             decoder_attention_mask (`torch.Tensor` of the shape of `decoder_input_ids`, *optional*): 0 hides a token.
             encoder_outputs (`BaseModelOutput`, *optional*): Pictures encoded before, in place of `pixel_values`.
-            past_key_values (`EncoderDecoderCache`, *optional*): Keys and values so far.
+            cache (`EncoderDecoderCache`, *optional*): Keys and values so far.
             decoder_inputs_embeds (`torch.FloatTensor`, *optional*): In place of `decoder_input_ids`.
             decoder_position_ids (`torch.LongTensor`, *optional*): Positions of the tokens.
-            use_cache (`bool`, *optional*): Whether to return `past_key_values`.
+            use_cache (`bool`, *optional*): Whether to return `cache`.
         Returns:
             `Seq2SeqModelOutput`: `last_hidden_state` `(batch * sequences, length, decoder_hidden_size)`, and
             `encoder_last_hidden_state` `(batch, num_tokens, decoder_hidden_size)`."""
@@ -453,7 +456,7 @@ class Pix2SeqModel(Pix2SeqPreTrainedModel):
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
             encoder_hidden_states=encoder_hidden_states,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=decoder_inputs_embeds,
             position_ids=decoder_position_ids,
             use_cache=use_cache,
@@ -461,7 +464,7 @@ class Pix2SeqModel(Pix2SeqPreTrainedModel):
         )
         return Seq2SeqModelOutput(
             last_hidden_state=decoder_outputs.last_hidden_state,
-            past_key_values=decoder_outputs.past_key_values,
+            cache=decoder_outputs.cache,
             decoder_hidden_states=decoder_outputs.hidden_states,
             decoder_attentions=decoder_outputs.attentions,
             cross_attentions=decoder_outputs.cross_attentions,
@@ -498,6 +501,7 @@ class Pix2SeqForConditionalGeneration(Pix2SeqPreTrainedModel, Pix2SeqGenerationM
     def set_output_embeddings(self, new_embeddings):
         self.lm_head = new_embeddings
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @can_return_tuple
     def forward(
         self,
@@ -505,7 +509,7 @@ class Pix2SeqForConditionalGeneration(Pix2SeqPreTrainedModel, Pix2SeqGenerationM
         decoder_input_ids: torch.LongTensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         decoder_inputs_embeds: torch.FloatTensor | None = None,
         decoder_position_ids: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
@@ -519,7 +523,7 @@ class Pix2SeqForConditionalGeneration(Pix2SeqPreTrainedModel, Pix2SeqGenerationM
         r"""Score the next token at every position, and the loss if there are labels.
 
         Args:
-            pixel_values, decoder_input_ids, decoder_attention_mask, encoder_outputs, past_key_values,
+            pixel_values, decoder_input_ids, decoder_attention_mask, encoder_outputs, cache,
                 decoder_inputs_embeds, decoder_position_ids, use_cache: See [`Pix2SeqModel.forward`].
             labels (`torch.LongTensor` of the shape of `decoder_input_ids`, *optional*):
                 The next token at every position, so already one ahead of `decoder_input_ids`; -100 is ignored.
@@ -546,7 +550,7 @@ class Pix2SeqForConditionalGeneration(Pix2SeqPreTrainedModel, Pix2SeqGenerationM
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
             encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
+            cache=cache,
             decoder_inputs_embeds=decoder_inputs_embeds,
             decoder_position_ids=decoder_position_ids,
             use_cache=use_cache,
@@ -569,7 +573,7 @@ class Pix2SeqForConditionalGeneration(Pix2SeqPreTrainedModel, Pix2SeqGenerationM
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             decoder_hidden_states=outputs.decoder_hidden_states,
             decoder_attentions=outputs.decoder_attentions,
             cross_attentions=outputs.cross_attentions,
@@ -600,13 +604,14 @@ class Pix2SeqForObjectDetection(Pix2SeqForConditionalGeneration, Pix2SeqGenerati
     Args:
         config ([`Pix2SeqConfig`]): The sizes."""
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         pixel_values: torch.FloatTensor | None = None,
         decoder_input_ids: torch.LongTensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         decoder_inputs_embeds: torch.FloatTensor | None = None,
         decoder_position_ids: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
@@ -621,14 +626,14 @@ class Pix2SeqForObjectDetection(Pix2SeqForConditionalGeneration, Pix2SeqGenerati
             pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): From the processor.
         Returns:
             [`Pix2SeqObjectDetectionOutput`]: The objects, or what the parent returns."""
-        if decoder_input_ids is None and decoder_inputs_embeds is None and labels is None and past_key_values is None:
+        if decoder_input_ids is None and decoder_inputs_embeds is None and labels is None and cache is None:
             return self._detect(pixel_values, encoder_outputs)
         return super().forward(
             pixel_values,
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
             encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
+            cache=cache,
             decoder_inputs_embeds=decoder_inputs_embeds,
             decoder_position_ids=decoder_position_ids,
             labels=labels,

@@ -90,7 +90,7 @@ class Pix2SeqAttention(nn.Module):
         hidden_states: torch.Tensor,
         key_value_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         r"""Attend.
@@ -100,7 +100,7 @@ class Pix2SeqAttention(nn.Module):
             key_value_states (`torch.FloatTensor` of shape `(batch, num_tokens, hidden_size)`, *optional*): The encoded
                 picture, for cross-attention.
             attention_mask (`torch.Tensor`, *optional*): As `create_causal_mask` makes it; none for cross-attention.
-            past_key_values (`EncoderDecoderCache` or `Cache`, *optional*): Keys and values so far.
+            cache (`EncoderDecoderCache` or `Cache`, *optional*): Keys and values so far.
         Returns:
             `tuple`: the result, of the shape of `hidden_states`, and the attention probabilities `(batch * sequences,
             num_heads, length, key_length)` where the implementation gives them."""
@@ -116,18 +116,18 @@ class Pix2SeqAttention(nn.Module):
 
         sees_all = is_cross_attention or (attention_mask is None and (length == 1 or not self.is_causal))
         suits_processor = sees_all and self._is_free_on_processor(query)
-        is_step = suits_processor and past_key_values is not None
+        is_step = suits_processor and cache is not None
         is_updated = False
-        if isinstance(past_key_values, EncoderDecoderCache):
+        if isinstance(cache, EncoderDecoderCache):
             if is_cross_attention:
-                is_updated = past_key_values.is_updated.get(self.layer_idx)
-                past_key_values.is_updated[self.layer_idx] = True
-                past_key_values = past_key_values.cross_attention_cache
+                is_updated = cache.is_updated.get(self.layer_idx)
+                cache.is_updated[self.layer_idx] = True
+                cache = cache.cross_attention_cache
             else:
-                past_key_values = past_key_values.self_attention_cache
-        if is_cross_attention and past_key_values is not None and is_updated:
-            key = past_key_values.layers[self.layer_idx].keys
-            value = past_key_values.layers[self.layer_idx].values
+                cache = cache.self_attention_cache
+        if is_cross_attention and cache is not None and is_updated:
+            key = cache.layers[self.layer_idx].keys
+            value = cache.layers[self.layer_idx].values
         else:
             source = key_value_states if is_cross_attention else hidden_states
             shape = (batch, -1, self.num_heads, self.head_dim)
@@ -137,8 +137,8 @@ class Pix2SeqAttention(nn.Module):
             if is_cross_attention:  # read at every step, so laid out once as the kernels read them
                 key = key.mT.contiguous().mT if is_step else key.contiguous()
                 value = value.contiguous()
-            if past_key_values is not None:
-                key, value = past_key_values.update(key, value, self.layer_idx)
+            if cache is not None:
+                key, value = cache.update(key, value, self.layer_idx)
 
         if suits_processor and query.shape[2] >= MANY_QUERIES and query.dtype is torch.float32:
             attend: Callable = product_attention_forward
