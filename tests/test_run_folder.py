@@ -134,7 +134,8 @@ def test_a_run_goes_on_where_rows_cannot_be_kept(tmp_path, caplog):
     train_quietly(recipe, tmp_path / "yolo", tmp_path / "run")
     for number, steps in ((2, (4, 6)), (5, (6,))):
         go_back(tmp_path / "run", *steps)
-        (tmp_path / f"yolo/images/{number}.png").unlink()
+        for name in (f"images/{number}.png", f"labels/{number}.txt"):
+            (tmp_path / "yolo" / name).unlink()
         if number == 2:
             train_quietly(recipe, tmp_path / "yolo", tmp_path / "run")
             assert (

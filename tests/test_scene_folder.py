@@ -62,6 +62,7 @@ def test_options_as_people_write_them():
     options = parse_options({"size": "240x320", "objects": "2-5", "diameters": "12.5-80"})
     assert (options.image_size, options.num_objects, options.diameters) == ((240, 320), (2, 5), (12.5, 80))
     assert parse_options({"size": "256", "objects": "3"}) == SceneOptions(image_size=(256, 256), num_objects=(3, 3))
+    assert parse_options({"points": "20"}) == SceneOptions(max_points=20)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,7 @@ def test_options_as_people_write_them():
         ({"size": "big"}, "size 'big' of scenes cannot be read: write it like 320 or 240x320"),
         ({"objects": "1..3"}, "objects '1..3' of scenes cannot be read: write it like 1-25"),
         ({"objects": "5-2"}, "num_objects 5 to 2"),
+        ({"points": "some"}, "points 'some' of scenes cannot be read: write it like 20"),
         ({"sizes": "3"}, "scenes have no option 'sizes'"),
     ],
 )

@@ -184,6 +184,7 @@ def test_few_and_large():
         ({"diameters": (2, 20)}, "diameters 2 to 20"),
         ({"diameters": (300, 400)}, "do not fit"),
         ({"crowd_rate": 2.0}, "crowd_rate 2.0"),
+        ({"max_points": 3}, "max_points 3: an outline must have at least 4"),
     ],
 )
 def test_options_that_cannot_be(options, message):
@@ -206,3 +207,10 @@ def test_outlines_keep_holes_and_parts():
     assert (drawn & mask).sum() / (drawn | mask).sum() > 0.93
     assert not drawn[45, 45]
     assert outline(np.ones((1, 1), bool), 3, 4) == [[4, 3, 5, 3, 5, 4, 4, 4]]
+    coarse = outline(mask, 5, 10, max_points=24)
+    drawn = rasterize([[np.array(part) for part in coarse]], (100, 140)).full()[5:95, 10:130].astype(bool)
+    assert sum(map(len, coarse)) // 2 <= 24 and (drawn & mask).sum() / (drawn | mask).sum() > 0.7
+    # Two triangles and what divides them are seven points: for fewer there is the box of the larger part.
+    mask = np.ones((60, 90), bool)
+    mask[:, 50:60] = False
+    assert outline(mask, 5, 10, max_points=6) == [[10, 5, 60, 5, 60, 65, 10, 65]]

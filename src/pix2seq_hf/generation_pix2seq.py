@@ -252,6 +252,8 @@ class Pix2SeqGenerationMixin(GenerationMixin):
             settings.pop("max_new_tokens", None)
         if (chosen.get("num_beams") or 1) > 1:
             settings["do_sample"] = False
+        elif (chosen.get("num_return_sequences") or 1) > 1:
+            settings["do_sample"] = True  # else all of them would be the same, which the library refuses
         if not chosen.get("do_sample", settings.get("do_sample", False)):
             for name in ("top_p", "top_k", "temperature", "num_return_sequences"):  # samples would all be equal
                 settings.pop(name, None)

@@ -77,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scenes.add_argument("--size", metavar="HEIGHTxWIDTH", help="pixels of a picture (default: 320x320)")
     scenes.add_argument("--objects", metavar="FEWEST-MOST", help="objects in a picture (default: 1-25)")
     scenes.add_argument("--diameters", metavar="FROM-TO", help="pixels of an object (default: 10-400)")
+    scenes.add_argument("--points", metavar="N", help="points of an outline, at most (default: 56)")
     scenes.add_argument(
         "--workers", type=int, metavar="N", help="processes that draw (default: one for each processor)"
     )
@@ -325,8 +326,8 @@ def run_scenes(args: argparse.Namespace) -> int:
     from pix2seq_hf.data.scene_folder import parse_options, write_scenes
     from pix2seq_hf.progress import open_bar
 
-    settings = [("size", args.size), ("objects", args.objects), ("diameters", args.diameters)]
-    options = parse_options({name: text for name, text in settings if text is not None})
+    settings = {name: getattr(args, name) for name in ("size", "objects", "diameters", "points")}
+    options = parse_options({name: text for name, text in settings.items() if text is not None})
     if args.json is not None:
         args.json.check()
     with open_bar(args.count, "picture", is_shown=not args.quiet, is_kept=False) as bar:

@@ -112,8 +112,8 @@ def parse_options(settings: Mapping[str, str], **fixed: Any) -> SceneOptions:
     r"""Read options as people write them.
 
     Args:
-        settings (`Mapping[str, str]`): `size` (`320` or `240x320`: height and width), `objects` (`3` or `1-25`) and
-            `diameters` (`40-120`).
+        settings (`Mapping[str, str]`): `size` (`320` or `240x320`: height and width), `objects` (`3` or `1-25`),
+            `diameters` (`40-120`) and `points` (`20`: the most that an outline has).
         **fixed: Further options of [`SceneOptions`].
     Returns:
         [`SceneOptions`].
@@ -131,12 +131,15 @@ def parse_options(settings: Mapping[str, str], **fixed: Any) -> SceneOptions:
             if name == "objects" and value:
                 value = tuple(map(int, value))
             options["num_objects" if name == "objects" else name] = value
+        elif name == "points":
+            value = int(text) if text.isdecimal() else None
+            options["max_points"] = value
         else:
             raise ValueError(
-                f"scenes have no option {name!r}: there are size, objects and diameters, and seed in a name"
+                f"scenes have no option {name!r}: there are size, objects, diameters and points, and seed in a name"
             )
         if value is None:
-            example = {"size": "320 or 240x320", "objects": "1-25", "diameters": "10-400"}[name]
+            example = {"size": "320 or 240x320", "objects": "1-25", "diameters": "10-400", "points": "20"}[name]
             raise ValueError(f"{name} {text!r} of scenes cannot be read: write it like {example}")
     return SceneOptions(**options)
 

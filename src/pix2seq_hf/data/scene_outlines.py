@@ -21,7 +21,8 @@ def outline(mask: np.ndarray, top: int, left: int, max_points: int = 56) -> list
     Args:
         mask (`np.ndarray` of shape `(rows, columns)`): Which pixels belong to it; at least one.
         top, left (`int`): Where it lies in its picture.
-        max_points (`int`): Most points, those between parts included.
+        max_points (`int`): Most points, those between parts included; at least 4. What has too many parts or holes
+            for so few points is told by the box of its largest part.
     Returns:
         `list[list[float]]`: Parts `x, y, x, y, ...` in pixels, the largest first."""
     step = 2 if max(mask.shape) > LARGE else 1  # what is large is looked at with half the resolution
@@ -38,6 +39,9 @@ def outline(mask: np.ndarray, top: int, left: int, max_points: int = 56) -> list
         fewer = [part for part in fewer if len(part) >= MIN_POINTS] or [parts[0][:max_points]]
         if sum(map(len, fewer)) + len(fewer) - 1 <= max_points:
             return [part.ravel().tolist() for part in fewer]
+        if tolerance > max(mask.shape):  # each part has three points left, or the ends of bridges
+            (x, y), (x_end, y_end) = parts[0].min(0).tolist(), parts[0].max(0).tolist()
+            return [[x, y, x_end, y, x_end, y_end, x, y_end]]
         tolerance *= 1.5
 
 

@@ -57,6 +57,8 @@ class SceneOptions:
                 raise ValueError(f"{name} {low} to {high}: must go from {smallest} or more to no less")
         if self.num_objects[1] > 200:
             raise ValueError(f"num_objects {self.num_objects[1]}: at most 200")
+        if self.max_points < 4:
+            raise ValueError(f"max_points {self.max_points}: an outline must have at least 4")
         if not 0 <= self.crowd_rate <= 1:
             raise ValueError(f"crowd_rate {self.crowd_rate} is outside [0, 1]")
         if self.diameters[0] > 0.9 * min(self.image_size):
