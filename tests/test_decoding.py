@@ -48,7 +48,8 @@ def test_a_thousand_sequences():
         options = random_question(rng, task, model.config)
         options |= {"do_sample": False, "num_return_sequences": 1, "return_dict_in_generate": True}
         fast = model.generate(**options)
-        stock = model.generate(**options, stopping_criteria=[NeverStop()])
+        # Whoever wants logits gets all of them; else the library's loop, too, computes those that are allowed.
+        stock = model.generate(**options, stopping_criteria=[NeverStop()], output_logits=rng.random() < 0.5)
         assert torch.equal(fast.sequences, stock.sequences), options
         for name in ("class_labels", "is_invisible"):
             assert fast.get(name) is None or torch.equal(fast[name], stock[name])
@@ -58,3 +59,22 @@ def test_a_thousand_sequences():
         num_sequences += len(fast.sequences)
         seen |= {(task, *row) for row in fast.sequences.tolist()}
     assert len(seen) > NUM_SEQUENCES / 2  # not always the same
+
+
+def test_the_librarys_loop_computes_what_may_be_written():
+    torch.manual_seed(0)
+    model = multitask_model(0)
+    sizes, head = [], model.lm_head.forward
+    model.lm_head.forward = lambda hidden_states: sizes.append(hidden_states.shape) or head(hidden_states)
+    options = {"pixel_values": torch.rand(2, 3, *model.config.image_size), "task": "object_detection", "max_objects": 3}
+    options |= {"do_sample": False, "return_dict_in_generate": True, "stopping_criteria": [NeverStop()]}
+    some = model.generate(**options)
+    assert len(sizes) == 3  # at the classes, whose scores are probabilities of the whole vocabulary
+    scored = model.generate(**options, output_scores=True)
+    assert len(sizes) == 6
+    every = model.generate(**options, output_logits=True, output_scores=True)
+    assert len(sizes) == 6 + 15
+    assert torch.equal(some.sequences, every.sequences) and torch.equal(some.class_scores, every.class_scores)
+    assert all(logits.isfinite().all() for logits in every.logits)
+    for ours, whole in zip(scored.scores, every.scores, strict=True):
+        torch.testing.assert_close(ours, whole, rtol=0, atol=1e-5)

@@ -1,6 +1,7 @@
 """How is a sequence written token by token: what is recorded, what is allowed, and the loop that does it fast."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -386,6 +387,29 @@ class OutputRows:
                 part = weight[index], None if bias is None else bias[index]
             self.parts[key] = (token_set, tokens, *part)  # the set itself is kept, or its id could be given again
         return self.parts[key]
+
+
+class AllowedRows:
+    r"""The output layer in the library's loop: what the grammar forbids is minus infinity, without being computed.
+
+    Args:
+        lm_head (`nn.Module`): The output layer.
+        plan ([`TokenPlan`]): Whose grammar says what is allowed; where its recorder reads, all rows are computed."""
+
+    def __init__(self, lm_head: nn.Module, plan: TokenPlan):
+        self.plan, self.output_rows = plan, OutputRows(lm_head)
+
+    def at(self, length: int) -> Callable[[torch.FloatTensor], torch.FloatTensor] | None:
+        """What scores the token after `length` others, prompt included; `None` if that takes all rows."""
+        plan, step = self.plan, length - self.plan.prompt_length
+        reads = plan.recorder is not None and plan.recorder.reads(step)
+        return None if plan.grammar is None or reads else partial(self._score, plan.grammar.token_set(step))
+
+    def _score(self, token_set: range | tuple[int, ...], hidden_states: torch.FloatTensor) -> torch.FloatTensor:
+        """Logits `(rows, 1, vocab_size)` of the last hidden state of `(rows, length, size)`."""
+        allowed = self.output_rows(hidden_states[:, -1], token_set)
+        logits = allowed.new_full((len(allowed), self.output_rows.lm_head.weight.shape[0]), float("-inf"))
+        return logits.index_copy_(1, self.output_rows.tokens(token_set), allowed)[:, None]
 
 
 def choose_rows(finished: torch.BoolTensor, num_pictures: int) -> tuple[torch.LongTensor, torch.LongTensor]:

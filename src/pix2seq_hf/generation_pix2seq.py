@@ -16,6 +16,7 @@ from transformers.generation import (
 
 from .cache_pix2seq import GrowingLayer, KeptLayer
 from .decoding_pix2seq import (
+    AllowedRows,
     ClassRecorder,
     GrammarEnd,
     Pix2SeqTopPLogitsWarper,
@@ -302,6 +303,10 @@ class Pix2SeqGenerationMixin(GenerationMixin):
                 asked = (plan, input_ids, logits_processor, stopping_criteria, generation_config, streamer, kwargs)
                 output = decode_static(self, *asked)
                 return decode(self, *asked) if output is None else output
+            wants_all = generation_config.output_logits or input_ids.device.type != "cpu"  # elsewhere rows cost nothing
+            is_compiled = cache is not None and cache.is_compileable
+            if plan is not None and not wants_all and not is_compiled:
+                kwargs["allowed_rows"] = AllowedRows(self.lm_head, plan)
             return super()._sample(
                 input_ids,
                 logits_processor=logits_processor,
@@ -350,9 +355,13 @@ class Pix2SeqGenerationMixin(GenerationMixin):
             past_length = int(cache.get_seq_length())
             if 0 < past_length < input_ids.shape[1]:
                 next_sequence_length = input_ids.shape[1] - past_length
-        return super().prepare_inputs_for_generation(
+        allowed_rows = kwargs.pop("allowed_rows", None)
+        inputs = super().prepare_inputs_for_generation(
             input_ids, next_sequence_length=next_sequence_length, cache=cache, **kwargs
         )
+        if allowed_rows is not None:
+            inputs["output_layer"] = allowed_rows.at(input_ids.shape[1])
+        return inputs
 
     @staticmethod
     def _expand_inputs_for_generation(expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):

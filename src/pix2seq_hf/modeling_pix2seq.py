@@ -1,6 +1,7 @@
 """How does a picture and a token prefix become the logits of the next token: encoder, decoder and heads."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -517,6 +518,7 @@ class Pix2SeqForConditionalGeneration(Pix2SeqPreTrainedModel, Pix2SeqGenerationM
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool | None = None,
+        output_layer: Callable[[torch.Tensor], torch.Tensor] | None = None,
         task: str | None = None,
         **kwargs,
     ) -> Seq2SeqLMOutput | tuple:
@@ -532,6 +534,8 @@ class Pix2SeqForConditionalGeneration(Pix2SeqPreTrainedModel, Pix2SeqGenerationM
             logits_to_keep (`int` or `torch.LongTensor`, *optional*): Positions to score: the last so many, or indices.
             skip_logits (`bool`, *optional*): Compute the loss without making the logits, which saves their memory. By
                 default in training mode with labels; `False` gives both, `True` does it in evaluation mode too.
+            output_layer (`Callable`, *optional*): Makes logits of hidden states in place of `lm_head`; `generate`
+                leaves out what cannot be written, see [`~decoding_pix2seq.AllowedRows`].
             task (`str`, *optional*): Not read; what the processor makes for `generate` names its task.
         Returns:
             `Seq2SeqLMOutput`: `logits` `(batch * sequences, length, vocab_size)`, or `None` where they are skipped, and
@@ -566,7 +570,7 @@ class Pix2SeqForConditionalGeneration(Pix2SeqPreTrainedModel, Pix2SeqGenerationM
             loss = projected_loss(hidden_states, self.lm_head, labels, label_weights, self.config.loss_type)
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(hidden_states[:, kept])
+            logits = (self.lm_head if output_layer is None else output_layer)(hidden_states[:, kept])
             loss = None
             if labels is not None:
                 loss = sequence_loss(logits, labels, label_weights, self.config.loss_type)
