@@ -2,10 +2,11 @@
 
 import random
 
+import pytest
 import torch
 from transformers import StoppingCriteria
 
-from pix2seq_hf import TASKS
+from pix2seq_hf import TASKS, linear_pix2seq
 from tiny_multitask import multitask_model
 
 NUM_SEQUENCES = 1000
@@ -78,3 +79,24 @@ def test_the_librarys_loop_computes_what_may_be_written():
     assert all(logits.isfinite().all() for logits in every.logits)
     for ours, whole in zip(scored.scores, every.scores, strict=True):
         torch.testing.assert_close(ours, whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="this torch has no FBGEMM")
+@pytest.mark.parametrize("task", TASKS)
+def test_int8_is_near_in_all_tasks_and_can_be_left_again(task, monkeypatch):
+    torch.manual_seed(0)
+    model = multitask_model(0).eval()
+    options = random_question(random.Random(1), task, model.config)
+    options |= {"do_sample": False, "num_return_sequences": 1, "return_dict_in_generate": True}
+    exact = model.generate(**options)
+    made, make = [], linear_pix2seq.Int8Weight.__init__
+    monkeypatch.setattr(linear_pix2seq.Int8Weight, "__init__", lambda *args: made.append(args) or make(*args))
+    rounded = model.use_int8().generate(**options)
+    assert len(made) >= 5 * len(model.model.decoder.layers)  # it was computed that way
+    assert rounded.sequences.shape[0] == exact.sequences.shape[0]
+    inputs = {"pixel_values": options["pixel_values"], "decoder_input_ids": exact.sequences[:, :-1], "use_cache": False}
+    with torch.no_grad():
+        near = model(**inputs).logits
+        far = model.use_int8(False)(**inputs).logits
+    assert 0 < (near - far).std() < 0.05 * far.std()
+    assert torch.equal(model.generate(**options).sequences, exact.sequences)

@@ -18,6 +18,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from safetensors.torch import load_file
 
 from pix2seq_hf import Pix2SeqForConditionalGeneration
+from pix2seq_hf.training import devices
 from pix2seq_hf.training.arguments import RECIPES, save_recipe
 from pix2seq_hf.training.devices import build_accelerator_options, is_shared_out, unwrap, whole_model
 from pix2seq_hf.training.loop import train
@@ -174,3 +175,12 @@ def test_compiled_layers_compute_the_same():
     assert compiled_loss == pytest.approx(loss, rel=1e-5)
     for compiled, eager in zip(compiled_gradients, gradients, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-6)
+
+
+def test_a_processor_without_bfloat16_computes_in_float32(monkeypatch, caplog):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(devices, "has_bfloat16", lambda: True)
+    assert devices.choose_precision("bf16") == "bf16" and not caplog.text
+    monkeypatch.setattr(devices, "has_bfloat16", lambda: False)
+    assert [devices.choose_precision(name) for name in ("no", "fp16")] == ["no", "fp16"] and not caplog.text
+    assert devices.choose_precision("bf16") == "no" and "no instructions for it" in caplog.text

@@ -1,5 +1,7 @@
 """Linear layers on a processor: oneDNN's numbers are torch's, and where they may not be used torch's own are."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -121,3 +123,43 @@ def test_without_onednn_torch_does_it(monkeypatch):
     layer = Pix2SeqLinear(8, 4)
     with torch.no_grad():
         assert layer(torch.ones(2, 8)).equal(nn.functional.linear(torch.ones(2, 8), layer.weight, layer.bias))
+
+
+needs_fbgemm = pytest.mark.skipif(
+    "fbgemm" not in torch.backends.quantized.supported_engines, reason="this torch has no FBGEMM"
+)
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("shape", [(1, 64), (80, 64), (2, 3, 64)])
+@pytest.mark.parametrize("use_gelu", [True, False])
+def test_int8_is_near_and_only_without_gradients(shape, use_gelu):
+    torch.manual_seed(0)
+    layer, inputs = Pix2SeqLinear(64, 48), torch.randn(shape)
+    exact = layer(inputs, use_gelu)
+    layer.use_int8 = True
+    assert torch.equal(layer(inputs, use_gelu), exact)  # gradients are wanted
+    with torch.no_grad():
+        found = layer(inputs, use_gelu)
+    assert 0 < (found - exact).std() < 0.03 * exact.std()
+
+
+@needs_fbgemm
+@torch.no_grad()
+def test_int8_follows_its_weight_and_is_not_saved():
+    layer, inputs = Pix2SeqLinear(16, 16), torch.randn(4, 16)
+    names = set(layer.state_dict())
+    layer.use_int8 = True
+    before = layer(inputs)
+    layer.weight.mul_(2)
+    layer.bias.mul_(2)
+    torch.testing.assert_close(layer(inputs), 2 * before)
+    twin = copy.deepcopy(layer)
+    assert twin._int8 is None and torch.equal(twin(inputs), layer(inputs))
+    assert set(layer.state_dict()) == names
+
+
+def test_a_torch_without_int8_says_so(monkeypatch):
+    monkeypatch.setattr(type(torch.backends.quantized), "supported_engines", property(lambda self: ["none"]))
+    with pytest.raises(ValueError, match="int8 needs a torch with FBGEMM"):
+        linear_pix2seq.Int8Weight(torch.ones(2, 2))

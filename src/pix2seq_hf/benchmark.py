@@ -31,9 +31,9 @@ from PIL import Image
 from .data.pictures import find_pictures, load_picture
 from .default_model import add_model_option
 from .outputs import add_json_option, check_file
-from .prediction import load_model
+from .prediction import load_model, set_precision
 
-DTYPES = ("float32", "bfloat16")  # in this order, since weights that were rounded stay so
+DTYPES = ("float32", "int8", "bfloat16")  # in this order, since weights that were rounded to bfloat16 stay so
 NUM_OBJECTS = (1, 10, 25, 50, 100)
 SCENE_SIZE = (480, 640)  # height and width of the drawn picture; many pictures of COCO have it
 BOX_SIZES = (0.1, 0.5)  # of boxes drawn by chance, in shares of the picture's sides
@@ -92,9 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", nargs="+", type=positive_number, default=[1], metavar="N", help="pictures at once (default: 1)"
     )
-    parser.add_argument(
-        "--dtype", nargs="+", choices=DTYPES, default=["float32"], help="precision of the weights (default: float32)"
-    )
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="precision (default: float32)")
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the accelerator if there is one)"
     )
@@ -132,8 +130,6 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None and all(case.num_objects is None for case in cases):
         raise ValueError(f"--plot {args.plot}: captions do not depend on objects, against whose number it shows times")
 
-    import torch
-
     from .progress import open_bar
 
     if args.processor_time and model.device.type != "cpu":
@@ -142,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
     with open_bar(len(cases) * (args.repetitions + 1), "run", is_shown=not args.quiet) as bar:
         for case in cases:
             bar.set_description(f"{describe_case(case)}{'' if case.num_objects is None else f', {case.num_objects}'}")
-            model = model.to(getattr(torch, case.dtype))
+            model = set_precision(model, case.dtype)
             seconds = measure(
                 model, processor, case, pictures, args.repetitions, bar.update, has_processor_time=args.processor_time
             )

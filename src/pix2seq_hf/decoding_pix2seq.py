@@ -18,7 +18,7 @@ from transformers.generation import (
 )
 
 from .grammar_pix2seq import TOKENS_PER_OBJECT, TokenGrammar
-from .linear_pix2seq import Pix2SeqLinear, linear
+from .linear_pix2seq import Int8Weight, Pix2SeqLinear, linear
 from .tokenization_pix2seq import FAKE_CLASS_TOKEN, INVISIBLE_TOKEN
 
 NUM_LIKELIEST = 64  # tokens among which a nucleus mostly lies
@@ -371,6 +371,8 @@ class OutputRows:
         _, tokens, weight, bias = self._part(token_set)
         if not self.is_plain:
             return self.lm_head(hidden_states)[:, tokens].float()
+        if isinstance(weight, Int8Weight):
+            return weight(hidden_states).float()
         return linear(hidden_states, weight, bias).float()
 
     def _part(self, token_set):
@@ -385,6 +387,8 @@ class OutputRows:
             part = None, None
             if self.is_plain:
                 part = weight[index], None if bias is None else bias[index]
+                if self.lm_head.use_int8 and weight.device.type == "cpu":
+                    part = Int8Weight(*part), None
             self.parts[key] = (token_set, tokens, *part)  # the set itself is kept, or its id could be given again
         return self.parts[key]
 

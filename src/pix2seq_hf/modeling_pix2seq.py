@@ -28,7 +28,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_pix2seq import Pix2SeqConfig
 from .generation_pix2seq import Pix2SeqGenerationMixin
 from .grammar_pix2seq import TOKENS_PER_OBJECT
-from .linear_pix2seq import Pix2SeqLinear
+from .linear_pix2seq import Pix2SeqLinear, check_int8
 from .loss_pix2seq import projected_loss, sequence_loss, shift_right
 from .modeling_pix2seq_attention import Pix2SeqAttention
 from .modeling_pix2seq_embeddings import (
@@ -501,6 +501,27 @@ class Pix2SeqForConditionalGeneration(Pix2SeqPreTrainedModel, Pix2SeqGenerationM
 
     def set_output_embeddings(self, new_embeddings):
         self.lm_head = new_embeddings
+
+    def use_int8(self, is_used: bool = True) -> "Pix2SeqForConditionalGeneration":
+        r"""Write sequences on a processor with weights rounded to int8, which takes about half the time.
+
+        Rounded are the products of every step: those of the decoder's layers and the output layer, class scores
+        included. Encoding, training and what is saved stay as they are; elsewhere than on a processor nothing changes.
+
+        Args:
+            is_used (`bool`): `False` ends it.
+        Returns:
+            The model.
+        Raises:
+            ValueError: If this build of torch has no kernels for it."""
+        if is_used:
+            check_int8()
+        layers = [part for part in self.model.decoder.layers.modules() if isinstance(part, Pix2SeqLinear)]
+        once = {id(part) for layer in self.model.decoder.layers for part in layer.cross_attention.of_picture()}
+        for part in (*layers, self.lm_head):
+            if isinstance(part, Pix2SeqLinear) and id(part) not in once:
+                part.use_int8 = is_used
+        return self
 
     @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @can_return_tuple

@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_pix2seq import Pix2SeqConfig
-from .linear_pix2seq import Pix2SeqLinear, is_plainly_computed, linear
+from .linear_pix2seq import Int8Weight, Pix2SeqLinear, is_plainly_computed, linear, suits_int8
 
 
 def eager_attention_forward(
@@ -74,7 +74,7 @@ class Pix2SeqAttention(nn.Module):
         self.attention_dropout = config.drop_attention_rate
         self.is_causal = is_causal
         self.layer_idx = layer_idx
-        self.packed: tuple[torch.Tensor, torch.Tensor] | None = None  # weight and bias, see [`pack`]
+        self.packed: tuple[torch.Tensor, torch.Tensor] | Int8Weight | None = None  # weight and bias, see [`pack`]
         inner_size = num_heads * self.head_dim
         self.q_proj = Pix2SeqLinear(hidden_size, inner_size)
         self.k_proj = Pix2SeqLinear(hidden_size, inner_size)
@@ -107,10 +107,13 @@ class Pix2SeqAttention(nn.Module):
         rows, length = hidden_states.shape[:2]
         is_cross_attention = key_value_states is not None
         batch = key_value_states.shape[0] if is_cross_attention else rows
-        if self.packed is None or is_cross_attention:
-            query, own = self.q_proj(hidden_states), None
+        packed, own = None if is_cross_attention else self.packed, None
+        if isinstance(packed, Int8Weight) and suits_int8(hidden_states):
+            query, *own = packed(hidden_states).chunk(3, dim=-1)
+        elif isinstance(packed, tuple):
+            query, *own = linear(hidden_states, *packed).chunk(3, dim=-1)
         else:
-            query, *own = linear(hidden_states, *self.packed).chunk(3, dim=-1)
+            query = self.q_proj(hidden_states)
         # Sequences are folded into the length.
         query = query.reshape(batch, -1, self.num_heads, self.head_dim).transpose(1, 2)
 
@@ -162,6 +165,10 @@ class Pix2SeqAttention(nn.Module):
             weights = weights.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)  # (rows, heads, length, keys)
         return output, weights
 
+    def of_picture(self) -> tuple[nn.Module, nn.Module]:
+        """The projections that cross-attention uses once per picture, not at every step."""
+        return self.k_proj, self.v_proj
+
     def packed_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight and bias of the product that gives queries, keys and values, as they are now."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
@@ -174,6 +181,8 @@ class Pix2SeqAttention(nn.Module):
         projections = (self.q_proj, self.k_proj, self.v_proj)
         if all(type(projection) is Pix2SeqLinear for projection in projections):  # not adapted or quantised
             self.packed = self.packed_weights()
+            if self.q_proj.use_int8 and self.q_proj.weight.device.type == "cpu":
+                self.packed = Int8Weight(*self.packed)
         try:
             yield
         finally:

@@ -459,3 +459,23 @@ def load_model(folder: str, device: str = "auto"):
     if missing:
         raise ValueError(f"{folder}: {len(missing)} weights are missing or do not fit, the first is {missing[0]}")
     return model.to(device).eval(), Pix2SeqProcessor.from_pretrained(folder)
+
+
+def set_precision(model: Any, precision: str) -> Any:
+    r"""Let a loaded model compute in another precision.
+
+    Args:
+        model ([`Pix2SeqForConditionalGeneration`]): In float32 for `"int8"`, since rounded weights stay rounded.
+        precision (`str`): `"float32"`, `"bfloat16"`, `"float16"`, or `"int8"`: see
+            [`~Pix2SeqForConditionalGeneration.use_int8`].
+    Returns:
+        The model.
+    Raises:
+        ValueError: If int8 is asked for elsewhere than on a processor that can."""
+    import torch
+
+    if precision != "int8":
+        return model.use_int8(False).to(getattr(torch, precision))
+    if model.device.type != "cpu":
+        raise ValueError(f"int8 is for processors, and the model is on {model.device}: add --device cpu")
+    return model.float().use_int8()

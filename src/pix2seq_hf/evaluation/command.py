@@ -127,9 +127,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     asking.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16", "float16"),
+        choices=("float32", "bfloat16", "float16", "int8"),
         default="float32",
-        help="precision of weights and computation (default: float32)",
+        help="precision of weights and computation; int8 rounds what a processor reads at every token, "
+        "which takes about half the time (default: float32)",
     )
     asking.add_argument(
         "--interval", type=float, default=10.0, metavar="S", help="seconds between two looks of --watch (default: 10)"
@@ -331,12 +332,10 @@ def find_share(device: str) -> tuple[Any, str]:
 
 def load(folder: str, device: str, dtype: str) -> tuple[Any, Any]:
     """A model in evaluation mode with its processor."""
-    import torch
-
-    from pix2seq_hf.prediction import load_model
+    from pix2seq_hf.prediction import load_model, set_precision
 
     model, processor = load_model(folder, device)
-    return model.to(getattr(torch, dtype)), processor
+    return set_precision(model, dtype), processor
 
 
 def choose_tasks(args: argparse.Namespace, config: Any, name: str) -> list[str]:

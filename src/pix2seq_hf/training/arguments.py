@@ -236,7 +236,8 @@ class LoopArguments:
         epochs (`float`): Length of the run, unless `steps` is given.
         steps (`int`, *optional*): Length of the run in optimiser steps.
         gradient_accumulation_steps (`int`): Parts that the batch of a step is cut into, one after the other.
-        mixed_precision (`str`): `"no"`, `"bf16"` or `"fp16"`.
+        mixed_precision (`str`): `"no"`, `"bf16"` or `"fp16"`; a processor without instructions for bfloat16 computes in
+            float32 instead.
         gradient_checkpointing (`bool`): Compute activations twice instead of keeping them.
         compile (`bool`): Compile the layers with `torch.compile`; needs a C++ compiler, and minutes at the start.
         checkpoint_steps (`int`, *optional*): Save a checkpoint every so many steps; also when the run is interrupted.

@@ -36,7 +36,7 @@ from pix2seq_hf.processing_pix2seq import TASKS, Pix2SeqProcessor
 from pix2seq_hf.task_object_detection import TOKENS_PER_OBJECT
 from pix2seq_hf.training.arguments import ModelArguments, Recipe, TaskArguments
 from pix2seq_hf.training.caption_tokenizer import load_caption_tokenizer, train_caption_tokenizer
-from pix2seq_hf.training.devices import build_accelerator_options
+from pix2seq_hf.training.devices import build_accelerator_options, choose_precision
 from pix2seq_hf.training.interruption import ignore_stop_signals
 from pix2seq_hf.training.optimization import AdamW, WarmUpAndDecay, group_parameters, scale_learning_rate
 from pix2seq_hf.training.pretrained import load_pretrained, read_pretrained_config
@@ -433,7 +433,9 @@ def build_accelerator(recipe: Recipe, output: Path) -> Accelerator:
             raise ValueError(f"training.log_with: {name} is unknown or not installed; there are {', '.join(there)}")
     return Accelerator(
         **build_accelerator_options(
-            settings.mixed_precision, settings.gradient_accumulation_steps * len(recipe.tasks), settings.compile
+            choose_precision(settings.mixed_precision),
+            settings.gradient_accumulation_steps * len(recipe.tasks),
+            settings.compile,
         ),
         log_with=settings.log_with,
         project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output)),
