@@ -146,7 +146,7 @@ def test_a_killed_process_loses_nothing(model_folder, tmp_path):
     assert 7 <= len(before) < 12 and main.returncode == 1 and other.returncode == -signal.SIGKILL
     assert f"{12 - len(before)} of 12 parts are missing" in said and "scripts/predict.py --data" in said
 
-    assert [process.wait(120) for process in start_processes(3, *options)] == [0, 0, 0]
+    assert [process.wait(300) for process in start_processes(3, *options)] == [0, 0, 0]
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*.parquet")}
     assert len(after) == 12 and before.items() <= after.items()  # what was there was not made again
     rows = read_rows(tmp_path / "out")

@@ -386,9 +386,10 @@ class OutputRows:
                 index = tokens
             part = None, None
             if self.is_plain:
-                part = weight[index], None if bias is None else bias[index]
                 if self.lm_head.use_int8 and weight.device.type == "cpu":
-                    part = Int8Weight(*part), None
+                    part = self.lm_head.int8_weight(token_set), None
+                else:
+                    part = weight[index], None if bias is None else bias[index]
             self.parts[key] = (token_set, tokens, *part)  # the set itself is kept, or its id could be given again
         return self.parts[key]
 

@@ -8,10 +8,13 @@ Where a model's owner accepts its rounding, FBGEMM's kernels do with a fourth of
 
 import platform
 import warnings
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+
+MOST_KEPT = 8  # weights in int8 of one layer: of all its outputs, and of some
 
 try:  # measured on x86 only
     has_onednn = torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
@@ -102,26 +105,50 @@ class Int8Weight:
         return nn.functional.gelu(result) if use_gelu else result
 
 
+class Int8Weights:
+    """Weights in int8 that are made once, and anew where what they were made of has changed."""
+
+    def __init__(self):
+        self.kept: dict[Hashable, tuple[tuple, Int8Weight]] = {}
+
+    def find(self, key: Hashable, parts: Sequence[torch.Tensor | None], make: Callable[[], Int8Weight]) -> Int8Weight:
+        """What `make` makes of tensors; kept under a key as long as they stay as they are."""
+        state = tuple(None if part is None else (part.data_ptr(), part._version) for part in parts)
+        if key not in self.kept or self.kept[key][0] != state:
+            if len(self.kept) >= MOST_KEPT:
+                self.kept.clear()
+            self.kept[key] = state, make()
+        return self.kept[key][1]
+
+    def __deepcopy__(self, memo):  # of models that are copied: packed weights are no tensors, and can be made again
+        return Int8Weights()
+
+    def __reduce__(self):
+        return Int8Weights, ()
+
+
 class Pix2SeqLinear(nn.Linear):
     """`torch.nn.Linear` computed by [`linear`], or without gradients on a processor in int8 if `use_int8` is set."""
 
     use_int8 = False
-    _int8: tuple[tuple, Int8Weight] | None = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.int8_weights = Int8Weights()
 
     def forward(self, inputs: torch.Tensor, use_gelu: bool = False) -> torch.Tensor:
         if self.use_int8 and suits_int8(inputs):
             return self.int8_weight()(inputs, use_gelu)
         return linear(inputs, self.weight, self.bias, use_gelu)
 
-    def int8_weight(self) -> Int8Weight:
-        """The weight in int8, made anew if it has changed."""
-        state = self.weight.data_ptr(), self.weight._version, None if self.bias is None else self.bias._version
-        if self._int8 is None or self._int8[0] != state:
-            self._int8 = state, Int8Weight(self.weight, self.bias)
-        return self._int8[1]
+    def int8_weight(self, outputs: range | tuple[int, ...] | None = None) -> Int8Weight:
+        """The weight in int8, of some outputs or of all."""
 
-    def __getstate__(self):  # of copies, and for other processes: packed weights can be made again
-        return {name: value for name, value in super().__getstate__().items() if name != "_int8"}
+        def make() -> Int8Weight:
+            index = slice(None) if outputs is None else torch.as_tensor(outputs)
+            return Int8Weight(self.weight[index], None if self.bias is None else self.bias[index])
+
+        return self.int8_weights.find(outputs, (self.weight, self.bias), make)
 
 
 def has_bfloat16() -> bool:

@@ -503,7 +503,7 @@ class Pix2SeqForConditionalGeneration(Pix2SeqPreTrainedModel, Pix2SeqGenerationM
         self.lm_head = new_embeddings
 
     def use_int8(self, is_used: bool = True) -> "Pix2SeqForConditionalGeneration":
-        r"""Write sequences on a processor with weights rounded to int8, which takes about half the time.
+        r"""Write sequences on a processor with weights rounded to int8, which takes less time (README).
 
         Rounded are the products of every step: those of the decoder's layers and the output layer, class scores
         included. Encoding, training and what is saved stay as they are; elsewhere than on a processor nothing changes.

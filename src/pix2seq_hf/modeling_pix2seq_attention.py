@@ -180,9 +180,12 @@ class Pix2SeqAttention(nn.Module):
         """Compute queries, keys and values of self-attention by one product, as long as weights stay as they are."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
         if all(type(projection) is Pix2SeqLinear for projection in projections):  # not adapted or quantised
-            self.packed = self.packed_weights()
             if self.q_proj.use_int8 and self.q_proj.weight.device.type == "cpu":
-                self.packed = Int8Weight(*self.packed)
+                parts = [table for projection in projections for table in (projection.weight, projection.bias)]
+                make = lambda: Int8Weight(*self.packed_weights())  # noqa: E731
+                self.packed = self.q_proj.int8_weights.find("packed", parts, make)
+            else:
+                self.packed = self.packed_weights()
         try:
             yield
         finally:

@@ -45,6 +45,7 @@ from .prediction import (
     check_options,
     find_processes,
     load_model,
+    set_precision,
     task_options,
 )
 
@@ -52,7 +53,7 @@ from .prediction import (
 KEPT_OPTIONS = (
     *("data", "split", "limit", "column", "chunk_size", "batch_size", "model", "tasks", "threshold", "classes"),
     *("max_objects", "max_points", "num_samples", "num_captions", "allowed_words", "stop_when_noise", "greedy", "seed"),
-    "max_pixels",
+    *("int8", "max_pixels"),
 )
 THREADS = 4  # that read pictures while the model is busy with those before
 MOST_NAMED = 10  # missing parts and pictures with errors that are named one by one
@@ -102,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
     worker, num_workers, is_main = state.process_index, state.num_processes, state.is_main_process
     one_each = num_workers > 1 and args.device == "auto"
     model, processor = load_model(args.model, str(state.device) if one_each else args.device)
+    if args.int8:
+        set_precision(model, "int8")
     options = task_options(args, model, processor, has_boxes=False)
     pictures = open_pictures(args.data, args.split, args.limit, parse_columns(args.column))
     folder = ShardFolder(args.output, args.chunk_size)

@@ -1,4 +1,4 @@
-r"""How are drawn scenes a data set without files: `--data scenes`, or `--data scenes:size=256,objects=1-5,seed=3`.
+r"""How are drawn scenes a data set without files: `--data scenes`, or `--data scenes:objects=1-5,points=24,seed=3`.
 
 As a stream (`data.streaming: true`) there is no end of them: every sample of a run is another scene, and a process
 draws those only that it needs. With `max_images` they are a split like any other, drawn when it is opened and kept in

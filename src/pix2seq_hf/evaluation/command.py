@@ -129,8 +129,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("float32", "bfloat16", "float16", "int8"),
         default="float32",
-        help="precision of weights and computation; int8 rounds what a processor reads at every token, "
-        "which takes about half the time (default: float32)",
+        help="precision of weights and computation; int8 rounds what a processor reads at every token (default: "
+        "float32)",
     )
     asking.add_argument(
         "--interval", type=float, default=10.0, metavar="S", help="seconds between two looks of --watch (default: 10)"
