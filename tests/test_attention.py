@@ -11,8 +11,9 @@ from tiny_models import make_config
 
 @pytest.fixture
 def used(monkeypatch):
-    """Names of the kernels that were used."""
+    """Names of the kernels that were used, on a processor with wide vectors."""
     names = []
+    monkeypatch.setattr(modeling_pix2seq_attention, "has_wide_vectors", True)
     for name in ("eager_attention_forward", "product_attention_forward"):
         kernel = getattr(modeling_pix2seq_attention, name)
 
@@ -48,6 +49,15 @@ def test_many_queries(batch, length, used):
     attention, hidden_states = make_attention(), torch.randn(batch, length, 24)
     found, weights = attention(hidden_states)
     assert weights is None and used == (["product_attention_forward"] if length > 255 else [])
+    torch.testing.assert_close(found, written_out(attention, hidden_states), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_many_queries_without_wide_vectors(used, monkeypatch):
+    monkeypatch.setattr(modeling_pix2seq_attention, "has_wide_vectors", False)
+    attention, hidden_states = make_attention(), torch.randn(2, 300, 24)
+    found, _ = attention(hidden_states)
+    assert not used
     torch.testing.assert_close(found, written_out(attention, hidden_states), rtol=0, atol=1e-5)
 
 

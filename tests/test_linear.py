@@ -51,6 +51,21 @@ def test_gelu_on_the_way(wants_gradient, calls):
 
 
 @needs_onednn
+@pytest.mark.parametrize("wants_gradient", [True, False])
+@pytest.mark.parametrize(("has_wide_vectors", "expected"), [(True, 3), (False, 1)])
+def test_many_rows_are_for_wide_vectors(has_wide_vectors, expected, wants_gradient, calls, monkeypatch):
+    monkeypatch.setattr(linear_pix2seq, "has_wide_vectors", has_wide_vectors)
+    torch.manual_seed(0)
+    layer = Pix2SeqLinear(48, 20)
+    with torch.set_grad_enabled(wants_gradient):
+        for shape in [(255, 48), (256, 48), (4, 100, 48)]:
+            inputs = torch.randn(shape)
+            plain = nn.functional.gelu(nn.functional.linear(inputs, layer.weight, layer.bias))
+            torch.testing.assert_close(layer(inputs, use_gelu=True), plain, rtol=0, atol=1e-6)
+    assert len(calls) == expected
+
+
+@needs_onednn
 @torch.no_grad()
 def test_a_weight_that_is_a_view_is_left_to_torch(calls):
     weight = torch.randn(48, 30).T

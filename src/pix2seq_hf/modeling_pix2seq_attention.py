@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_pix2seq import Pix2SeqConfig
-from .linear_pix2seq import Int8Weight, Pix2SeqLinear, is_plainly_computed, linear, suits_int8
+from .linear_pix2seq import Int8Weight, Pix2SeqLinear, has_wide_vectors, is_plainly_computed, linear, suits_int8
 
 
 def eager_attention_forward(
@@ -33,7 +33,8 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
-MANY_QUERIES = 256  # from so many on [`product_attention_forward`] is faster than sdpa's kernel, half as fast again
+# From so many on [`product_attention_forward`] is half as fast again as sdpa's kernel, with wide vectors.
+MANY_QUERIES = 256
 QUERIES_AT_ONCE = 800  # of one head: what is computed in between stays in the cache
 
 
@@ -143,7 +144,8 @@ class Pix2SeqAttention(nn.Module):
             if cache is not None:
                 key, value = cache.update(key, value, self.layer_idx)
 
-        if suits_processor and query.shape[2] >= MANY_QUERIES and query.dtype is torch.float32:
+        has_many = query.shape[2] >= MANY_QUERIES and query.dtype is torch.float32
+        if suits_processor and has_many and has_wide_vectors:
             attend: Callable = product_attention_forward
         elif is_step:  # a matter of reading keys and values: two products are faster, in bfloat16 five times
             attend = eager_attention_forward
