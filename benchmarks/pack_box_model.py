@@ -3,9 +3,11 @@ r"""Make the folder of the model in the box out of a trained one: weights in bfl
 examples:
   python benchmarks/pack_box_model.py --runs runs/box_model_near runs/box_model
   python benchmarks/pack_box_model.py --runs runs/box_model_near runs/box_model --json numbers.json --facts facts.json
+  python benchmarks/pack_box_model.py --json numbers.json --facts facts.json        (new figures for what is packed)
 
 The last run's `final` is the model; the losses of all runs are drawn one behind the other. `benchmarks/box_model.py
---output DIR` measures (DIR/numbers.json, DIR/facts.json).
+--output DIR` measures (DIR/numbers.json, DIR/facts.json). Without --runs the model stays, and what its card says of its
+training.
 """
 
 import argparse
@@ -34,21 +36,53 @@ TASKS = {  # of each its name on the chart, and its colour
     "captioning": ("captions", "violet"),
 }
 NUM_POINTS = 48  # of a curve: means over as many stretches of the same length
-MARKER = "## Classes"  # the section of the card in front of which lessons and curves go
+TRAINING, MARKER = "## Training", "## Classes"  # sections of the card: facts go before the first, curves before the other
 KEPT_WHOLE = ("running_mean", "running_var")  # in float32: a few kilobytes that every feature is divided by
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the folder; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", nargs="+", required=True, metavar="DIR", help="the lessons, the last one last")
+    parser.add_argument("--runs", nargs="+", metavar="DIR", help="the lessons, the last one last")
     parser.add_argument("--json", nargs="*", default=[], metavar="FILE", help="results of pix2seq evaluate")
     parser.add_argument("--facts", metavar="FILE", help="results of benchmarks/box_model.py")
     parser.add_argument("--output", default=DEFAULT_MODEL, metavar="DIR", help="default: %(default)s")
     args = parser.parse_args(arguments)
-    runs, output = [Path(run) for run in args.runs], Path(args.output)
+    output = Path(args.output)
+    if args.runs:
+        runs = [Path(run) for run in args.runs]
+        pack_weights(runs[-1] / "final", output)
+        training = read_training(runs[-1] / "final")
+    elif not args.json:
+        parser.error("give --runs to pack them, or --json for new figures of what is packed")
+    else:
+        runs, training = [], {}
+        told = (output / "README.md").read_text(encoding="utf-8").partition(TRAINING)[2].partition(MARKER)[0]
+    config = json.loads((output / "config.json").read_text(encoding="utf-8"))
+    evaluations = [read_evaluation(Path(name)) for name in args.json]
+    card = build_card("box_model", config, evaluations, training, "apache-2.0")
+    before, marker, after = card.partition(MARKER)
+    if runs:
+        curves = read_curves(runs)
+        if curves:
+            chart = line_chart("Losses of the tasks while it was trained", curves, "thousand steps", "loss")
+            to_image(chart).convert("P").save(output / "curves.png", optimize=True)
+        before += describe_lessons(runs, bool(curves)) + "\n\n"
+    else:
+        before = before.partition(TRAINING)[0] + TRAINING + told
+    head, training_marker, tail = before.partition(TRAINING)
+    facts = json.loads(Path(args.facts).read_text(encoding="utf-8")) if args.facts else {}
+    text = "".join([head, *(part + "\n\n" for part in describe_facts(facts)), training_marker, tail, marker, after])
+    (output / "README.md").write_text(text, encoding="utf-8")
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    print(f"{output}: {size / 1e6:.1f} MB")
+    return 0
+
+
+def pack_weights(final: Path, output: Path) -> None:
+    """Copy a trained model, with weights in bfloat16 and captions that are not drawn by chance."""
     shutil.rmtree(output, ignore_errors=True)
-    shutil.copytree(runs[-1] / "final", output)
+    shutil.copytree(final, output)
     weights = load_file(output / "model.safetensors")
     save_file(
         {name: halve(name, table) for name, table in weights.items()}, output / "model.safetensors", {"format": "pt"}
@@ -63,19 +97,6 @@ def main(arguments: list[str] | None = None) -> int:
     if settings := generation["task_settings"].get(str(Captioning.prompt_id)):
         settings["do_sample"] = False
     (output / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
-    evaluations = [read_evaluation(Path(name)) for name in args.json]
-    facts = json.loads(Path(args.facts).read_text(encoding="utf-8")) if args.facts else {}
-    card = build_card("box_model", config, evaluations, read_training(runs[-1] / "final"), "apache-2.0")
-    before, marker, after = card.partition(MARKER)
-    curves = read_curves(runs)
-    if curves:
-        chart = line_chart("Losses of the tasks while it was trained", curves, "thousand steps", "loss")
-        to_image(chart).convert("P").save(output / "curves.png", optimize=True)
-    text = before + "\n\n".join([describe_lessons(runs, bool(curves)), *describe_facts(facts), ""]) + marker + after
-    (output / "README.md").write_text(text, encoding="utf-8")
-    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    print(f"{output}: {size / 1e6:.1f} MB")
-    return 0
 
 
 def halve(name: str, table: torch.Tensor) -> torch.Tensor:
