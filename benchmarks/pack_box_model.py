@@ -36,7 +36,7 @@ TASKS = {  # of each its name on the chart, and its colour
     "captioning": ("captions", "violet"),
 }
 NUM_POINTS = 48  # of a curve: means over as many stretches of the same length
-TRAINING, MARKER = "## Training", "## Classes"  # sections of the card: facts go before the first, curves before the other
+TRAINING, MARKER = "## Training", "## Classes"  # of the card: facts go before the first, curves before the other
 KEPT_WHOLE = ("running_mean", "running_var")  # in float32: a few kilobytes that every feature is divided by
 
 
