@@ -178,6 +178,7 @@ def test_compiled_layers_compute_the_same():
 
 
 def test_a_processor_without_bfloat16_computes_in_float32(monkeypatch, caplog):
+    caplog.set_level("INFO", logger="pix2seq_hf")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(devices, "has_bfloat16", lambda: True)
     assert devices.choose_precision("bf16") == "bf16" and not caplog.text

@@ -92,7 +92,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", nargs="+", type=positive_number, default=[1], metavar="N", help="pictures at once (default: 1)"
     )
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="precision (default: float32)")
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=DTYPES,
+        default=["float32"],
+        help="precision of the computation (default: float32)",
+    )
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the accelerator if there is one)"
     )

@@ -32,7 +32,7 @@ def choose_precision(mixed_precision: str) -> str:
     on_processor = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     if mixed_precision != "bf16" or not on_processor or has_bfloat16():
         return mixed_precision
-    logger.warning("training.mixed_precision bf16: this processor has no instructions for it; float32, which is faster")
+    logger.info("training.mixed_precision bf16: this processor has no instructions for it; float32, which is faster")
     return "no"
 
 
