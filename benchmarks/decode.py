@@ -269,7 +269,7 @@ def measure_case(name: str, case: Case, num_tokens: int, num_repetitions: int, n
     reference.start(sequence, choose_from_nucleus)
     positions = spread_positions(num_tokens, num_reference_steps)
     models = {"float32": model, "stock": model}
-    if has_bfloat16():  # emulated it is slower than float32
+    if has_bfloat16():  # emulated it is slower than float32 from eight rows on
         models["bfloat16"] = copy.deepcopy(model).to(torch.bfloat16)
     with contextlib.suppress(ValueError):  # without kernels for it
         models["int8"] = copy.deepcopy(model).use_int8()
