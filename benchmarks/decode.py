@@ -324,10 +324,10 @@ def list_goals(results: Iterable[Measurement], speed: MachineSpeed) -> list[Goal
         if case in GOALS:
             exact, rounded = GOALS[case]
             goals.append(Goal(f"{case}, float32: times as fast", exact, statistics.median(result.ratios("float32"))))
-            figures = {statistics.median(result.ratios(way)): way for way in ROUNDED if way in result.our_seconds}
+            figures = [(statistics.median(result.ratios(way)), way) for way in ROUNDED if way in result.our_seconds]
             if figures:
-                best = max(figures)
-                goals.append(Goal(f"{case}, {figures[best]}: times as fast", rounded, best))
+                best, way = max(figures)
+                goals.append(Goal(f"{case}, {way}: times as fast", rounded, best))
         step = statistics.median(result.our_seconds["float32"])
         if case == "detection-1":
             goals.append(Goal(f"{case}: step / byte limit", 1.5, step / work.byte_limit(speed), True))

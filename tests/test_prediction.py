@@ -15,6 +15,7 @@ from pix2seq_hf.generation_pix2seq import build_generation_config
 from pix2seq_hf.modeling_pix2seq import Pix2SeqForConditionalGeneration
 from pix2seq_hf.prediction_folder import number_pictures
 from pix2seq_hf.processing_pix2seq import Pix2SeqProcessor
+from tiny_multitask import multitask_model
 
 NAMES = {1: "person", 3: "car", 18: "dog"}
 
@@ -322,3 +323,12 @@ def test_no_garbage_is_looked_for_while_libraries_and_weights_are_loaded(model_f
     with pytest.raises(ValueError):
         prediction.load_model(str(tmp_path), "cpu")
     assert gc.isenabled()
+
+
+def test_precisions_can_be_changed_and_int8_is_for_processors():
+    model = multitask_model(0)
+    if "fbgemm" in torch.backends.quantized.supported_engines:
+        assert prediction.set_precision(model, "int8").lm_head.use_int8 and model.dtype is torch.float32
+    assert prediction.set_precision(model, "bfloat16").dtype is torch.bfloat16 and not model.lm_head.use_int8
+    with pytest.raises(ValueError, match="int8 is for processors, and the model is on meta: add --device cpu"):
+        prediction.set_precision(model.to("meta"), "int8")

@@ -516,10 +516,10 @@ class Pix2SeqForConditionalGeneration(Pix2SeqPreTrainedModel, Pix2SeqGenerationM
             ValueError: If this build of torch has no kernels for it."""
         if is_used:
             check_int8()
-        layers = [part for part in self.model.decoder.layers.modules() if isinstance(part, Pix2SeqLinear)]
-        once = {id(part) for layer in self.model.decoder.layers for part in layer.cross_attention.of_picture()}
-        for part in (*layers, self.lm_head):
-            if isinstance(part, Pix2SeqLinear) and id(part) not in once:
+        attentions = [layer.cross_attention for layer in self.model.decoder.layers]
+        once_per_picture = {part for attention in attentions for part in (attention.k_proj, attention.v_proj)}
+        for part in (*self.model.decoder.layers.modules(), self.lm_head):
+            if isinstance(part, Pix2SeqLinear) and part not in once_per_picture:
                 part.use_int8 = is_used
         return self
 

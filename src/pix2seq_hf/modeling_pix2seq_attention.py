@@ -167,10 +167,6 @@ class Pix2SeqAttention(nn.Module):
             weights = weights.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)  # (rows, heads, length, keys)
         return output, weights
 
-    def of_picture(self) -> tuple[nn.Module, nn.Module]:
-        """The projections that cross-attention uses once per picture, not at every step."""
-        return self.k_proj, self.v_proj
-
     def packed_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight and bias of the product that gives queries, keys and values, as they are now."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
@@ -184,8 +180,8 @@ class Pix2SeqAttention(nn.Module):
         if all(type(projection) is Pix2SeqLinear for projection in projections):  # not adapted or quantised
             if self.q_proj.use_int8 and self.q_proj.weight.device.type == "cpu":
                 parts = [table for projection in projections for table in (projection.weight, projection.bias)]
-                make = lambda: Int8Weight(*self.packed_weights())  # noqa: E731
-                self.packed = self.q_proj.int8_weights.find("packed", parts, make)
+                kept = self.q_proj.int8_weights
+                self.packed = kept.find("packed", parts, lambda: Int8Weight(*self.packed_weights()))
             else:
                 self.packed = self.packed_weights()
         try:
