@@ -3,14 +3,16 @@ r"""Make the folder of the model in the box out of a trained one: weights in bfl
 examples:
   python benchmarks/pack_box_model.py --runs runs/box_model_near runs/box_model
   python benchmarks/pack_box_model.py --runs runs/box_model_near runs/box_model --json numbers.json --facts facts.json
+  python benchmarks/pack_box_model.py --on --runs runs/box_model_cuts        (a lesson more for what is packed)
   python benchmarks/pack_box_model.py --json numbers.json --facts facts.json        (new figures for what is packed)
 
-The last run's `final` is the model; the losses of all runs are drawn one behind the other. `benchmarks/box_model.py
---output DIR` measures (DIR/numbers.json, DIR/facts.json). Without --runs the model stays, and what its card says of its
-training.
+The last run's `final` is the model; the losses of all runs are drawn one behind the other. With --on the lessons of the
+model that is packed stay in the table, before those of the runs. `benchmarks/box_model.py --output DIR` measures
+(DIR/numbers.json, DIR/facts.json). Without --runs the model stays, and what its card says of its training.
 """
 
 import argparse
+import itertools
 import json
 import shutil
 import sys
@@ -35,6 +37,7 @@ TASKS = {  # of each its name on the chart, and its colour
     "keypoint_detection": ("keypoints", "green"),
     "captioning": ("captions", "violet"),
 }
+HEAD = "| recipe | pictures | input | steps | batch, all tasks | hours |"  # of the table of lessons
 NUM_POINTS = 48  # of a curve: means over as many stretches of the same length
 TRAINING, MARKER = "## Training", "## Classes"  # of the card: facts go before the first, curves before the other
 KEPT_WHOLE = ("running_mean", "running_var")  # in float32: a few kilobytes that every feature is divided by
@@ -44,11 +47,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Write the folder; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", nargs="+", metavar="DIR", help="the lessons, the last one last")
+    parser.add_argument("--on", action="store_true", help="the first run began with the model that is packed")
     parser.add_argument("--json", nargs="*", default=[], metavar="FILE", help="results of pix2seq evaluate")
     parser.add_argument("--facts", metavar="FILE", help="results of benchmarks/box_model.py")
     parser.add_argument("--output", default=DEFAULT_MODEL, metavar="DIR", help="default: %(default)s")
     args = parser.parse_args(arguments)
     output = Path(args.output)
+    if args.on and not args.runs:
+        parser.error("--on: give the lessons that come after with --runs")
+    earlier = read_lessons(output) if args.on else []
     if args.runs:
         runs = [Path(run) for run in args.runs]
         pack_weights(runs[-1] / "final", output)
@@ -67,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         if curves:
             chart = line_chart("Losses of the tasks while it was trained", curves, "thousand steps", "loss")
             to_image(chart).convert("P").save(output / "curves.png", optimize=True)
-        before += describe_lessons(runs, bool(curves)) + "\n\n"
+        before += describe_lessons(runs, bool(curves), earlier) + "\n\n"
     else:
         before = before.partition(TRAINING)[0] + TRAINING + told
     head, training_marker, tail = before.partition(TRAINING)
@@ -132,10 +139,15 @@ def read_curves(runs: Sequence[Path]) -> list[Curve]:
     return curves
 
 
-def describe_lessons(runs: Sequence[Path], has_curves: bool) -> str:
-    """What was trained one after the other, as a table."""
-    lines = ["**Lessons**", "", "| recipe | pictures | input | steps | batch, all tasks | hours |"]
-    lines += ["| --- | --- | ---: | ---: | ---: | ---: |"]
+def read_lessons(folder: Path) -> list[str]:
+    """Rows of the table that [`describe_lessons`] wrote into a card."""
+    lines = (folder / "README.md").read_text(encoding="utf-8").partition(HEAD)[2].strip().splitlines()[1:]
+    return list(itertools.takewhile(lambda line: line.startswith("|"), lines))
+
+
+def describe_lessons(runs: Sequence[Path], has_curves: bool, earlier: Sequence[str] = ()) -> str:
+    """What was trained one after the other, as a table; `earlier` are rows of lessons before."""
+    lines = ["**Lessons**", "", HEAD, "| --- | --- | ---: | ---: | ---: | ---: |", *earlier]
     for run in runs:
         info = json.loads((run / "run.json").read_text(encoding="utf-8"))
         recipe = info["recipe"]
@@ -148,7 +160,9 @@ def describe_lessons(runs: Sequence[Path], has_curves: bool) -> str:
         lines.append(
             f"| `{run.name}` | {pictures} | {height} x {width} | {info['total_steps']:,} | {batch} | {hours} |"
         )
-    return "\n".join(lines) + ("\n\n![losses of the four tasks fall over the steps](curves.png)" if has_curves else "")
+    which = " of the last lesson" if earlier else ""
+    picture = f"\n\n![losses of the four tasks fall over the steps{which}](curves.png)" if has_curves else ""
+    return "\n".join(lines) + picture
 
 
 def hours_of(info: Mapping[str, Any]) -> str:

@@ -198,6 +198,10 @@ def test_a_trained_model_is_packed_with_its_lessons_figures_and_curves(run, tmp_
     card = (packed / "README.md").read_text()
     assert f"`{run_folder.name}`" in card and "| all | 3 of 4 | 75.0% |" in card and "| count |" not in card
     assert card.index("**Lessons**") < card.index("## Classes") and str(tmp_path) not in card
+    assert packing.main([*arguments, "--on"]) == 0  # a lesson more: the earlier ones stay
+    assert (packed / "README.md").read_text().count(f"| `{run_folder.name}` |") == 2
+    with pytest.raises(SystemExit):
+        packing.main(["--on", "--json", str(facts), "--output", str(packed)])
     with Image.open(packed / "curves.png") as picture:
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 10
     weights, whole = load_file(packed / "model.safetensors"), load_file(Path(run[1]) / "model.safetensors")

@@ -127,7 +127,8 @@ def test_defaults_are_those_of_the_reference():
     assert (detection.class_label_corruption, detection.noise_bbox_weight) == ("rand_n_fake_cls", 1.0)
     assert (segmentation.max_instances_per_image, segmentation.object_order) == (10, "scores")
     assert (keypoints.invisible_token_weight, keypoints.box_jitter) == (0.1, 0.0)
-    assert TASKS["keypoint_detection"].crop_pad_scale == 0.5
+    assert TASKS["keypoint_detection"].crop_pad_scale(None) == 0.5
+    assert (segmentation.point_jitter, segmentation.box_jitter) == (0.0, 0.0)
     assert (captions.captions_per_image, captions.input_seq_drop_rate, captions.color_jitter_strength) == (5, 0.5, 0.5)
 
 

@@ -113,6 +113,10 @@ class Pix2SeqConfig(PreTrainedConfig):
         max_instances_per_image (`int`, *optional*, defaults to 100): Objects that detection writes per picture.
         max_points_per_object (`int`, *optional*, defaults to 128): Points of a polygon, separators included.
         max_caption_length (`int`, *optional*, defaults to 128): Tokens of a caption, its end included.
+        mask_crop_pad_scale (`float`, *optional*):
+            Outlines are asked for in cuts of the picture, larger than the box by so much of its height and width on
+            each side, as keypoints are (0.5 there): small objects become large. By default, as in the reference, in
+            the whole picture, which is encoded once for all objects.
         keypoint_names (`list[str]`, *optional*, defaults to COCO's 17): One per keypoint, in the order of the tokens.
         keypoint_skeleton (`list[tuple[int, int]]`, *optional*, defaults to COCO's):
             Pairs of keypoints joined by a line, counted from 0.
@@ -174,6 +178,7 @@ class Pix2SeqConfig(PreTrainedConfig):
     max_instances_per_image: int = 100
     max_points_per_object: int = 128
     max_caption_length: int = 128
+    mask_crop_pad_scale: float | int | None = None
     keypoint_names: list[str] | tuple[str, ...] | None = None
     keypoint_skeleton: list[list[int]] | tuple[tuple[int, int], ...] | None = None
     keypoint_pairs: list[list[int]] | tuple[tuple[int, int], ...] | None = None
@@ -267,6 +272,8 @@ class Pix2SeqConfig(PreTrainedConfig):
             raise ValueError(
                 f"resnet_variant 'dc5' needs bottleneck blocks: resnet_depth {self.resnet_depth} is below 50"
             )
+        if self.mask_crop_pad_scale is not None and not self.mask_crop_pad_scale >= 0:
+            raise ValueError(f"mask_crop_pad_scale must be at least 0 or None, got {self.mask_crop_pad_scale}")
         for prefix in ("", "decoder_"):
             size, heads = getattr(self, f"{prefix}hidden_size"), getattr(self, f"{prefix}num_attention_heads")
             if size < heads:

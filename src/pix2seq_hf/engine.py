@@ -45,7 +45,7 @@ class TaskOptions:
         stop_when_noise (`bool`): Whether detection stops at what the model takes for noise.
         cut_to_picture (`bool`): Whether detected boxes are cut to the picture, and those without area left out.
         max_sequences (`int`): Outlines that are written at once; fewer need less memory.
-        max_crops (`int`): Cuts that are searched for keypoints at once.
+        max_crops (`int`): Cuts that are searched for keypoints, or for outlines where the model wants cuts, at once.
     Raises:
         ValueError: If a number makes no sense."""
 
@@ -255,9 +255,11 @@ class TaskRun:
             boxes ([`Boxes`]): Its objects.
         Yields:
             `list[dict]`: Group by group, in their order, `rle` and `polygons_xy` of each object."""
-        task = TASKS[SEGMENTATION]
+        task, num_samples = TASKS[SEGMENTATION], self._num_samples()
+        if task.crop_pad_scale(self.processor) is not None:
+            yield from self._segment_cuts(index, boxes, num_samples)
+            return
         encoded = self.encoded[index : index + 1]
-        num_samples = self._num_samples()
         group = max(1, self.options.max_sequences // num_samples)
         for first in range(0, len(boxes), group):
             part = boxes[first : first + group]
@@ -281,6 +283,39 @@ class TaskRun:
             yield [
                 {"rle": rle, "polygons_xy": polygons} for rle, polygons in zip(result["rles"], result["polygons_xy"])
             ]
+
+    def _segment_cuts(self, index: int, boxes: Boxes, num_samples: int) -> Iterator[list[dict[str, Any]]]:
+        """As [`segment`], each object in a cut of the picture; nothing is said of those outside of it."""
+        inside = boxes.clip(self.sizes[index])
+        most = max(1, min(self.options.max_crops, self.options.max_sequences // num_samples))
+        for first in range(0, len(inside), most):
+            part = inside[first : first + most]
+            group: list[dict[str, Any]] = [{} for _ in range(len(part))]
+            asked = part.has_area.nonzero()[:, 0].tolist()
+            if asked:
+                part = part[asked]
+                conditions = {"boxes": [part.boxes_xyxy], "labels": [part.labels]}
+                inputs = self._preprocess([self.pictures[index]], task=SEGMENTATION, **conditions)
+                encoded = self._encode(inputs["pixel_values"])
+                output = self._generate(
+                    SEGMENTATION,
+                    encoded,
+                    seed_offset=first,
+                    decoder_input_ids=inputs["decoder_input_ids"].to(encoded.device),  # (objects, 6)
+                    num_return_sequences=num_samples,
+                    max_points=self.options.max_points,
+                )
+                [result] = self.processor.post_process_generation(
+                    output,
+                    task=SEGMENTATION,
+                    target_sizes=[self.sizes[index]],
+                    task_options={"ensemble_threshold": self.options.ensemble_threshold},
+                    **conditions,
+                )
+                self._count(index, SEGMENTATION, result["malformed"])
+                for number, rle, polygons in zip(asked, result["rles"], result["polygons_xy"], strict=True):
+                    group[number] = {"rle": rle, "polygons_xy": polygons}
+            yield group
 
     def find_keypoints(self, boxes: Sequence[Boxes]) -> list[list[dict[str, Any]]]:
         r"""Find the keypoints of all objects that have some, in cuts of the pictures.

@@ -32,7 +32,7 @@ DEFAULT_TASK = "object_detection"
 
 VOCABULARY_FIELDS = ("vocab_size", "quantization_bins", "base_vocab_shift", "coord_vocab_shift", "text_vocab_shift")
 KEYPOINT_FIELDS = ("keypoint_names", "keypoint_skeleton", "keypoint_pairs", "keypoint_labels")
-LIMIT_FIELDS = ("max_instances_per_image", "max_points_per_object", "max_caption_length")
+LIMIT_FIELDS = ("max_instances_per_image", "max_points_per_object", "max_caption_length", "mask_crop_pad_scale")
 TOKENIZER_FOLDER = "caption_tokenizer"
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
@@ -74,6 +74,7 @@ class Pix2SeqProcessor(ProcessorMixin):
         max_instances_per_image (`int`, *optional*, defaults to 100): Object slots of a training sequence.
         max_points_per_object (`int`, *optional*, defaults to 128): Points of a polygon, separators included.
         max_caption_length (`int`, *optional*, defaults to 128): Tokens of a caption, its end included.
+        mask_crop_pad_scale (`float`, *optional*): How much around a box outlines are asked for, see [`Pix2SeqConfig`].
         keypoint_names, keypoint_skeleton, keypoint_pairs, keypoint_labels (*optional*, default to COCO's persons):
             The keypoints of an object, see [`Pix2SeqConfig`].
     Raises:
@@ -94,6 +95,7 @@ class Pix2SeqProcessor(ProcessorMixin):
         max_instances_per_image=100,
         max_points_per_object=128,
         max_caption_length=128,
+        mask_crop_pad_scale=None,
         keypoint_names=None,
         keypoint_skeleton=None,
         keypoint_pairs=None,
@@ -112,6 +114,7 @@ class Pix2SeqProcessor(ProcessorMixin):
         self.max_instances_per_image = max_instances_per_image
         self.max_points_per_object = max_points_per_object
         self.max_caption_length = max_caption_length
+        self.mask_crop_pad_scale = mask_crop_pad_scale
         # The configuration checks and completes what belongs to keypoints.
         keypoints = Pix2SeqConfig(
             keypoint_names=keypoint_names,
@@ -227,13 +230,13 @@ class Pix2SeqProcessor(ProcessorMixin):
         asked = checked_boxes(boxes, labels, None, sizes, self.vocabulary)
         do_resize = options.get("do_resize", self.image_processor.do_resize)
         input_size = self._input_size(images, options)
-        frames = object_frames(*asked, sizes, input_size, task.crop_pad_scale, do_resize)
-        if task.crop_pad_scale is None:
+        frames = object_frames(*asked, sizes, input_size, task.crop_pad_scale(self), do_resize)
+        if task.crop_pad_scale(self) is None:
             pixel_values = self.image_processor(images, **options)["pixel_values"]
         else:
             pixel_values = self._cut_out(images, frames, input_size, options)
         prompts = [task.prompt(self.vocabulary, frame.boxes_yxyx, frame.labels) for frame in frames]
-        if task.crop_pad_scale is None:
+        if task.crop_pad_scale(self) is None:
             max_boxes = max(map(len, prompts))
             prompts = [resize_to(prompt, max_boxes) for prompt in prompts]
         else:
@@ -248,13 +251,13 @@ class Pix2SeqProcessor(ProcessorMixin):
         records = coco_records(annotations, sizes, self.vocabulary, task.required_fields, self)
         do_resize = options.get("do_resize", self.image_processor.do_resize)
         input_size = self._input_size(images, options)
-        if task.crop_pad_scale is None:
+        if task.crop_pad_scale(self) is None:
             pixel_values = self.image_processor(images, **options)["pixel_values"]
         else:
             frames, cuts = [], []
             for picture, record in enumerate(records):
                 for index in range(len(record["labels"])):
-                    cut, region = crop_record(record, index, task.crop_pad_scale)
+                    cut, region = crop_record(record, index, task.crop_pad_scale(self))
                     cuts.append(cut)
                     frames.append(Frame(picture, region[2:], input_size, region[:2]))
             if not cuts:
@@ -268,7 +271,7 @@ class Pix2SeqProcessor(ProcessorMixin):
             for record in records
         ]
         sequences = {name: [target[name] for target in targets] for name in targets[0]}
-        if task.crop_pad_scale is not None:  # one object per cut
+        if task.crop_pad_scale(self) is not None:  # one object per cut
             sequences = {name: [rows[0] for rows in values] for name, values in sequences.items()}
         return {"pixel_values": pixel_values, **sequences}
 
@@ -369,9 +372,9 @@ class Pix2SeqProcessor(ProcessorMixin):
         if sizes is None or boxes is None:
             raise ValueError(f"{task.name} needs target_sizes=, boxes= and labels= as they were given for the prompts")
         asked = checked_boxes(boxes, labels, scores, sizes, self.vocabulary, is_quiet=True)
-        frames = object_frames(*asked, sizes, input_size, task.crop_pad_scale)
+        frames = object_frames(*asked, sizes, input_size, task.crop_pad_scale(self))
         results = task.results(sequences, fields, frames, self, **options)
-        if task.crop_pad_scale is None:
+        if task.crop_pad_scale(self) is None:
             return results
         # Frames without objects give every picture its empty result.
         nothing = object_frames(*([rows[:0] for rows in field] for field in asked), sizes, input_size, None)

@@ -63,6 +63,7 @@ def object_frames(
                     scale_points(inside, share)[None],
                     names[one],
                     values[one],
+                    size,
                 )
             )
     return frames
@@ -281,7 +282,7 @@ def pad_record(record: Mapping[str, Any], input_size: Size, do_resize: bool = Tr
 
 
 def crop_record(record: Mapping[str, Any], index: int, pad_scale: float) -> tuple[dict[str, Any], tuple[int, ...]]:
-    r"""Cut one object and its keypoints out of a record.
+    r"""Cut one object with its keypoints or its outline out of a record.
 
     Args:
         record (`Mapping[str, Any]`): As [`coco_records`] returns it.
@@ -292,15 +293,19 @@ def crop_record(record: Mapping[str, Any], index: int, pad_scale: float) -> tupl
     size = record["image_size"]
     one = slice(index, index + 1)
     region = crop_region(record["boxes_yxyx"][index], size, pad_scale)
-    points = record["keypoints_yx"][one]
-    pairs = crop_points(points, region, size).unflatten(-1, (-1, 2))
-    # As in the reference, a keypoint on the very border of the cut counts as outside.
-    is_outside = ((pairs <= 0) | (pairs >= 1)).any(-1, keepdim=True)
     cut = {
         "boxes_yxyx": crop_points(record["boxes_yxyx"][one], region, size).clamp(0, 1),
-        "keypoints_yx": preserve_reserved(pairs.masked_fill(is_outside, INVISIBLE_FLOAT).flatten(-2), points),
         "image_size": region[2:],
     }
+    if "keypoints_yx" in record:
+        points = record["keypoints_yx"][one]
+        pairs = crop_points(points, region, size).unflatten(-1, (-1, 2))
+        # As in the reference, a keypoint on the very border of the cut counts as outside.
+        is_outside = ((pairs <= 0) | (pairs >= 1)).any(-1, keepdim=True)
+        cut["keypoints_yx"] = preserve_reserved(pairs.masked_fill(is_outside, INVISIBLE_FLOAT).flatten(-2), points)
+    if "polygons_yx" in record:
+        points = record["polygons_yx"][one]
+        cut["polygons_yx"] = preserve_reserved(crop_points(points, region, size).clamp(0, 1), points)
     return {**record, **{name: record[name][one] for name in ("labels", "areas", "is_crowd")}, **cut}, region
 
 

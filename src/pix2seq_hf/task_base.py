@@ -55,7 +55,8 @@ class Frame:
         boxes_yxyx (`torch.FloatTensor` of shape `(num_objects, 4)`, *optional*): The same, normalised by the padded
             model input.
         labels (`torch.LongTensor` of shape `(num_objects,)`, *optional*): Their raw label ids.
-        scores (`torch.FloatTensor` of shape `(num_objects,)`, *optional*): Their scores."""
+        scores (`torch.FloatTensor` of shape `(num_objects,)`, *optional*): Their scores.
+        picture_size (`tuple[int, int]`, *optional*): (height, width) of the picture in pixels, where this is a cut."""
 
     picture: int
     size: tuple[int, int] | None
@@ -65,6 +66,7 @@ class Frame:
     boxes_yxyx: torch.Tensor | None = None
     labels: torch.Tensor | None = None
     scores: torch.Tensor | None = None
+    picture_size: tuple[int, int] | None = None
 
 
 class Task:
@@ -78,9 +80,7 @@ class Task:
         generation_defaults (`dict`): Settings of `generate` for the task.
         records (`str`, *optional*): What generation keeps of the raw logits: `"classes"` or `"visible_tokens"`.
         needs_boxes (`bool`): Whether the task is asked about boxes with labels, one sequence per box.
-        needs_tokenizer (`bool`): Whether the task reads or writes text.
-        crop_pad_scale (`float`, *optional*): Every box is looked at alone, in a cut that is larger than the box by so
-            much of its height and width on each side."""
+        needs_tokenizer (`bool`): Whether the task reads or writes text."""
 
     name: ClassVar[str]
     prompt_id: ClassVar[int]
@@ -90,7 +90,16 @@ class Task:
     records: ClassVar[str | None] = None
     needs_boxes: ClassVar[bool] = False
     needs_tokenizer: ClassVar[bool] = False
-    crop_pad_scale: ClassVar[float | None] = None
+
+    def crop_pad_scale(self, config: Any) -> float | None:
+        r"""How much of the picture around a box the task looks at.
+
+        Args:
+            config (any object): A model's configuration or its processor.
+        Returns:
+            `float`, *optional*: Every box is looked at alone, in a cut that is larger than the box by so much of its
+            height and width on each side; `None` if the task looks at whole pictures."""
+        return None
 
     def targets(
         self, record: Mapping[str, Any], vocabulary: Any, rng: np.random.Generator | None, **options

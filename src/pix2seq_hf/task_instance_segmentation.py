@@ -26,7 +26,7 @@ from .task_base import (
     rows_of_objects,
     shift_right,
 )
-from .tokenization_pix2seq import offset_points, scale_points
+from .tokenization_pix2seq import offset_points, preserve_reserved, scale_points
 
 
 @dataclass
@@ -55,6 +55,9 @@ class InstanceSegmentation(Task):
     }  # fmt: skip
     needs_boxes = True
 
+    def crop_pad_scale(self, config: Any) -> float | None:
+        return getattr(config, "mask_crop_pad_scale", None)
+
     def grammar(self, config: Any, max_points: int | None = None, **options) -> PolygonGrammar:
         coordinates = range(config.coord_vocab_shift, config.coord_vocab_shift + config.quantization_bins)
         return PolygonGrammar(coordinates, config.max_points_per_object if max_points is None else max_points)
@@ -75,6 +78,7 @@ class InstanceSegmentation(Task):
         max_points_per_object: int = 128,
         max_seq_len: int | None = None,
         eos_token_weight: float = 1.0,
+        point_jitter: float = 0.0,
     ) -> Targets:
         r"""Write the training sequences of one record, one per object.
 
@@ -82,11 +86,13 @@ class InstanceSegmentation(Task):
             record (`Mapping[str, Any]`): With `boxes_yxyx`, `labels` and `polygons_yx`; objects are cut or padded to
                 `max_instances_per_image`.
             vocabulary (`Pix2SeqVocabulary`): The token layout.
-            rng (`numpy.random.Generator`, *optional*): Not used.
+            rng (`numpy.random.Generator`, *optional*): Needed for `point_jitter`.
             max_instances_per_image (`int`): Sequences per record.
             max_points_per_object (`int`): Points of a polygon, separators included.
             max_seq_len (`int`, *optional*): Length of the sequences, by default what the polygons need.
             eos_token_weight (`float`): Loss weight of padding, which is the end of a polygon.
+            point_jitter (`float`): Deviation of the points that the decoder reads, as a share of the picture, so that a
+                point must not be guessed from those before it; 0 in the reference.
         Returns:
             [`Targets`] with tensors of shape `(max_instances_per_image, max_seq_len)`.
         Raises:
@@ -95,7 +101,13 @@ class InstanceSegmentation(Task):
         boxes_yxyx, labels, points_yx = object_points(
             record, "polygons_yx", max_points_per_object, max_instances_per_image
         )
-        return build_targets(boxes_yxyx, labels, points_yx, vocabulary, max_seq_len, eos_token_weight)
+        read_yx = None
+        if point_jitter:
+            if rng is None:
+                raise ValueError("point_jitter draws random numbers: pass rng, or point_jitter=0")
+            noise = torch.from_numpy(rng.normal(0.0, point_jitter, tuple(points_yx.shape)).astype(np.float32))
+            read_yx = preserve_reserved((points_yx + noise).clamp(0, 1), points_yx)
+        return build_targets(boxes_yxyx, labels, points_yx, vocabulary, max_seq_len, eos_token_weight, read_yx)
 
     def prompt(self, vocabulary: Any, boxes_yxyx: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Prompts `(num_objects, 6)` of boxes `(num_objects, 4)` and labels `(num_objects,)`."""
@@ -137,7 +149,7 @@ class InstanceSegmentation(Task):
         results = []
         for frame, objects in zip(frames, rows_of_objects(len(sequences), frames)):
             keep = (frame.scores >= threshold).nonzero()[:, 0]
-            height, width = frame.size
+            height, width = frame.picture_size or frame.size
             masks = torch.zeros(len(keep), height, width, dtype=torch.uint8)
             rles, polygons_xy, used = [], [], []
             for mask, index in zip(masks, keep.tolist()):
@@ -160,6 +172,7 @@ def build_targets(
     vocabulary: Any,
     max_seq_len: int | None,
     eos_token_weight: float,
+    read_yx: torch.Tensor | None = None,
 ) -> Targets:
     r"""Serialise padded objects; any leading batch shape.
 
@@ -168,12 +181,14 @@ def build_targets(
         labels (`torch.LongTensor` of shape `(...)`): 0 for padding.
         points_yx (`torch.FloatTensor` of shape `(..., 2 * num_points)`): Polygons.
         vocabulary, max_seq_len, eos_token_weight: See [`InstanceSegmentation.targets`].
+        read_yx (`torch.FloatTensor` of the shape of `points_yx`, *optional*): What the decoder reads in their place.
     Returns:
         [`Targets`] with tensors of shape `(..., max_seq_len)`."""
     prompt = box_prompts(InstanceSegmentation.prompt_id, boxes_yxyx, labels, vocabulary)
     response = point_tokens(points_yx, labels, vocabulary)
     length = prompt.shape[-1] + response.shape[-1] - 1 if max_seq_len is None else max_seq_len
-    inputs, targets = shift_right(prompt, response, response, length)
+    read = response if read_yx is None else point_tokens(read_yx, labels, vocabulary)
+    inputs, targets = shift_right(prompt, read, response, length)
     weights = torch.cat([torch.zeros(prompt.shape[-1] - 1), torch.ones(response.shape[-1])])
     weights = resize_to(weights, length).expand(targets.shape).masked_fill((labels <= 0)[..., None], 0.0)
     # As in the reference, padding counts wherever it stands: sequences of padding objects, their prompts included, too.
@@ -199,7 +214,7 @@ def draw_object(
     Returns:
         `tuple`: the mask and its outline as parts `x, y, ...` in pixels, one sample's own parts if there is one."""
     samples = [split_parts(points) for points in points_in_pixels(points_yx, frame).numpy()]
-    window = rasterize(samples, frame.size, ensemble_threshold)
+    window = rasterize(samples, frame.picture_size or frame.size, ensemble_threshold)
     if len(samples) == 1:
         return window, samples[0]
     return window, mask_to_parts(window.pixels, window.top, window.left)

@@ -68,7 +68,9 @@ class KeypointDetection(Task):
     generation_defaults = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 0.1}
     records = "visible_tokens"
     needs_boxes = True
-    crop_pad_scale = 0.5
+
+    def crop_pad_scale(self, config: Any) -> float:
+        return 0.5
 
     def grammar(self, config: Any, **options) -> KeypointGrammar:
         return KeypointGrammar(range(config.coord_vocab_shift, config.coord_vocab_shift + config.quantization_bins))

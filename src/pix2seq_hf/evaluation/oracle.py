@@ -96,6 +96,8 @@ def _boxes(record: Mapping[str, Any], processor: Pix2SeqProcessor, input_size: t
 
 def _masks(record: Mapping[str, Any], processor: Pix2SeqProcessor, input_size: tuple[int, int]) -> Results:
     task, size = TASKS["instance_segmentation"], record["image_size"]
+    if task.crop_pad_scale(processor) is not None:
+        return _masks_of_cuts(record, processor, input_size)
     options = {**task.target_options(processor), "max_instances_per_image": len(record["labels"])}
     written = task.targets(pad_record(record, input_size), processor.vocabulary, **options).labels[:, PROMPT:]
     height, width = size
@@ -106,17 +108,36 @@ def _masks(record: Mapping[str, Any], processor: Pix2SeqProcessor, input_size: t
     return mask_results(record["image_id"], found["labels"].tolist(), found["scores"].tolist(), found["rles"])
 
 
+def _masks_of_cuts(record: Mapping[str, Any], processor: Pix2SeqProcessor, input_size: tuple[int, int]) -> Results:
+    task, results = TASKS["instance_segmentation"], []
+    options = {**task.target_options(processor), "max_instances_per_image": 1}
+    for index in range(len(record["labels"])):
+        frame, padded = _cut(record, index, task.crop_pad_scale(processor), input_size)
+        written = task.targets(padded, processor.vocabulary, **options).labels[:, PROMPT:]
+        (found,) = task.results(written, {}, [frame], processor)
+        results += mask_results(record["image_id"], found["labels"].tolist(), found["scores"].tolist(), found["rles"])
+    return results
+
+
+def _cut(
+    record: Mapping[str, Any], index: int, pad_scale: float, input_size: tuple[int, int]
+) -> tuple[Frame, dict[str, Any]]:
+    """One object: what a model looks at, and its record, padded."""
+    cut, region = crop_record(record, index, pad_scale)
+    padded = pad_record(cut, input_size)
+    boxes = padded["boxes_yxyx"]
+    frame = Frame(
+        0, region[2:], input_size, region[:2], boxes, boxes, padded["labels"], torch.ones(1), record["image_size"]
+    )
+    return frame, padded
+
+
 def _keypoints(record: Mapping[str, Any], processor: Pix2SeqProcessor, input_size: tuple[int, int]) -> Results:
     task, results = TASKS["keypoint_detection"], []
     options = {**task.target_options(processor), "mask_inputs": False}
     for index in range(len(record["labels"])):
-        cut, region = crop_record(record, index, task.crop_pad_scale)
-        padded = pad_record(cut, input_size)
+        frame, padded = _cut(record, index, task.crop_pad_scale(processor), input_size)
         written = task.targets(padded, processor.vocabulary, **options).labels[:, PROMPT:]
-        frame = Frame(
-            0, region[2:], input_size, region[:2],
-            padded["boxes_yxyx"], padded["boxes_yxyx"], padded["labels"], torch.ones(1),
-        )  # fmt: skip
         (found,) = task.results(written, {}, [frame], processor)
         results += keypoint_results(
             record["image_id"],

@@ -4,7 +4,7 @@ The boxes that masks and keypoints are asked for are in COCO results format too,
 "score"}`: those that the model detected, those of [`annotated_boxes`], or those of a file."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -227,6 +227,13 @@ def segment(
     task = "instance_segmentation"
     asked = [choose_boxes(items, record, model.config) for items, record in zip(boxes, pictures.records, strict=True)]
     found: list[tuple[Results, Counts]] = [([], {}) for _ in asked]
+    if TASKS[task].crop_pad_scale(processor) is not None:
+        for index, result in ask_about_cuts(model, processor, pictures, asked, task, seeds, **generation):
+            columns = (result["labels"].tolist(), result["scores"].tolist(), result["rles"])
+            before, malformed = found[index]
+            listed = before + mask_results(pictures.records[index]["image_id"], *columns)
+            found[index] = listed, add_counts([malformed, result["malformed"]])
+        return found
     size = processor.image_processor.size
     input_size = size["height"], size["width"]
     for group in group_alike([len(each.labels) for each in asked], OBJECTS_PER_PICTURE * len(asked)):
@@ -270,6 +277,31 @@ def find_keypoints(
         for items, record in zip(boxes, pictures.records, strict=True)
     ]
     found: list[tuple[Results, Counts]] = [([], {}) for _ in asked]
+    for index, result in ask_about_cuts(model, processor, pictures, asked, task, seeds, **generation):
+        columns = [result[name].tolist() for name in ("labels", "scores", "keypoints", "keypoint_visible")]
+        before, malformed = found[index]
+        listed = before + keypoint_results(pictures.records[index]["image_id"], *columns, keypoint_labels)
+        found[index] = listed, add_counts([malformed, result["malformed"]])
+    return found
+
+
+def ask_about_cuts(
+    model: Any,
+    processor: Any,
+    pictures: Pictures,
+    asked: Sequence[Asked],
+    task: str,
+    seeds: Sequence[int],
+    **generation: Any,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    r"""Ask about objects one by one, each in a cut of its picture.
+
+    Args:
+        model, processor, pictures, seeds, **generation: As of [`segment`].
+        asked (`Sequence[Asked]`): Per picture its objects.
+        task (`str`): Which.
+    Yields:
+        `tuple`: The place of a picture and what the processor made of some of its objects, in their order."""
     cuts = [(index, number) for index, each in enumerate(asked) for number in range(len(each.labels))]
     most = CUTS_PER_PICTURE * len(asked)
     for part in (cuts[first : first + most] for first in range(0, len(cuts), most)):
@@ -291,13 +323,7 @@ def find_keypoints(
         output = model.generate(**inputs, seeds=drawn, **generation)
         sizes = [record["image_size"] for record in records]
         results = processor.post_process_generation(output, task=task, target_sizes=sizes, scores=scores, **conditions)
-        for index, record, result in zip(numbers, records, results, strict=True):
-            columns = ("labels", "scores", "keypoints", "keypoint_visible")
-            columns = [result[name].tolist() for name in columns]
-            before, malformed = found[index]
-            listed = before + keypoint_results(record["image_id"], *columns, keypoint_labels)
-            found[index] = listed, add_counts([malformed, result["malformed"]])
-    return found
+        yield from zip(numbers, results, strict=True)
 
 
 def caption(

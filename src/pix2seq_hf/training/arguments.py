@@ -147,11 +147,17 @@ class InstanceSegmentationArguments(TaskArguments):
     Args:
         max_instances_per_image (`int`): Objects of a picture in a step, each a sequence.
         object_order (`str`): Which come first: `"scores"` (the order of the annotations), `"random"` or `"area"`.
-        eos_token_weight (`float`): Loss weight of padding, which ends a polygon."""
+        eos_token_weight (`float`): Loss weight of padding, which ends a polygon.
+        point_jitter (`float`): Deviation of the points that the decoder reads, as a share of the picture, so that a
+            point must not be guessed from those before it; 0 in the reference.
+        box_jitter (`float`): As of keypoints, where objects are cut out (`mask_crop_pad_scale` of the model; the first
+            two settings do nothing then)."""
 
     max_instances_per_image: int = 10
     object_order: str = "scores"
     eos_token_weight: float = 1.0
+    point_jitter: float = 0.0
+    box_jitter: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -252,7 +252,7 @@ def build_dataset(name: str, recipe: Recipe, material: Material, config: Pix2Seq
     kept = [row for row, _ in samples]
     sizes = np.bincount(source_of[kept], minlength=len(ends)).tolist()
     options = {"keep_records": recipe.data.keep_pictures, **widths}
-    if name == "keypoint_detection":
+    if TASKS[name].crop_pad_scale(config) is not None:
         dataset = ObjectDataset(rows, samples, **options)
     else:
         dataset = RecordDataset(rows.select(kept), **options)
@@ -262,17 +262,20 @@ def build_dataset(name: str, recipe: Recipe, material: Material, config: Pix2Seq
 # What of a row decides whether a task can learn from it.
 FIELDS_OF_SAMPLES = {
     "object_detection": ("labels",),
-    "instance_segmentation": ("polygons_xy",),
+    "instance_segmentation": ("polygons_xy", "is_crowd"),
     "keypoint_detection": ("labels", "is_crowd", "num_keypoints"),
     "captioning": ("captions",),
 }
 
 
 def samples_of_row(name: str, row: Mapping[str, Any], config: Pix2SeqConfig) -> list[int | None]:
-    """What a task learns from a row: the numbers of its objects with keypoints, or the whole (`None`), or nothing."""
+    """What a task learns from a row: the numbers of objects to be cut out, or the whole (`None`), or nothing."""
     fields = FIELDS_OF_SAMPLES[name]
-    if name != "keypoint_detection":
+    if TASKS[name].crop_pad_scale(config) is None:
         return [None] if any(row[fields[0]]) else []
+    if name == "instance_segmentation":
+        outlines = zip(*(row[field] for field in fields), strict=True)
+        return [index for index, (parts, is_crowd) in enumerate(outlines) if parts and not is_crowd]
     objects = zip(*(row[field] for field in fields), strict=True)
     return [
         index
@@ -526,10 +529,14 @@ def build_transforms(name: str, settings: TaskArguments, config: Pix2SeqConfig) 
         return detection_training_transforms(size, config.max_instances_per_image, **options)
     if name == "instance_segmentation":
         options |= {"object_order": settings.object_order}
-        return segmentation_training_transforms(size, settings.max_instances_per_image, **options)
+        pad_scale = TASKS[name].crop_pad_scale(config)
+        if pad_scale is None:
+            return segmentation_training_transforms(size, settings.max_instances_per_image, **options)
+        chain = segmentation_training_transforms(size, 1, **options)
+        return Compose([CropToObject(pad_scale, settings.box_jitter), *chain.transforms])
     if name == "keypoint_detection":
         chain = keypoint_training_transforms(size, keypoint_pairs=config.keypoint_pairs, **options)
-        return Compose([CropToObject(TASKS[name].crop_pad_scale, settings.box_jitter), *chain.transforms])
+        return Compose([CropToObject(TASKS[name].crop_pad_scale(config), settings.box_jitter), *chain.transforms])
     return captioning_training_transforms(size, color_jitter_strength=settings.color_jitter_strength, **options)
 
 
@@ -539,13 +546,15 @@ def build_target_options(
     """Options of the task's `targets`: what the model's numbers say, and what the recipe says."""
     wanted = {
         "object_detection": ("class_label_corruption", "noise_bbox_weight", "eos_token_weight"),
-        "instance_segmentation": ("max_instances_per_image", "eos_token_weight"),
+        "instance_segmentation": ("max_instances_per_image", "eos_token_weight", "point_jitter"),
         "keypoint_detection": ("invisible_token_weight", "eos_token_weight"),
         "captioning": ("captions_per_image", "input_seq_drop_rate", "eos_token_weight"),
     }[name]
     options = {**TASKS[name].target_options(config), **{option: getattr(settings, option) for option in wanted}}
     if name == "object_detection":
         options["max_instances_per_image"] = config.max_instances_per_image
+    if name == "instance_segmentation" and TASKS[name].crop_pad_scale(config) is not None:
+        options["max_instances_per_image"] = 1
     if name == "captioning":
         options["tokenizer"] = caption_tokenizer
     return options
