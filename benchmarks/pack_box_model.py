@@ -160,7 +160,7 @@ def describe_lessons(runs: Sequence[Path], has_curves: bool, earlier: Sequence[s
         lines.append(
             f"| `{run.name}` | {pictures} | {height} x {width} | {info['total_steps']:,} | {batch} | {hours} |"
         )
-    which = " of the last lesson" if earlier else ""
+    which = " of the lessons that came last" if earlier else ""
     picture = f"\n\n![losses of the four tasks fall over the steps{which}](curves.png)" if has_curves else ""
     return "\n".join(lines) + picture
 
