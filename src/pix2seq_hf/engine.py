@@ -291,29 +291,18 @@ class TaskRun:
         for first in range(0, len(inside), most):
             part = inside[first : first + most]
             group: list[dict[str, Any]] = [{} for _ in range(len(part))]
-            asked = part.has_area.nonzero()[:, 0].tolist()
-            if asked:
-                part = part[asked]
-                conditions = {"boxes": [part.boxes_xyxy], "labels": [part.labels]}
-                inputs = self._preprocess([self.pictures[index]], task=SEGMENTATION, **conditions)
-                encoded = self._encode(inputs["pixel_values"])
-                output = self._generate(
-                    SEGMENTATION,
-                    encoded,
-                    seed_offset=first,
-                    decoder_input_ids=inputs["decoder_input_ids"].to(encoded.device),  # (objects, 6)
-                    num_return_sequences=num_samples,
-                    max_points=self.options.max_points,
-                )
-                [result] = self.processor.post_process_generation(
-                    output,
-                    task=SEGMENTATION,
-                    target_sizes=[self.sizes[index]],
-                    task_options={"ensemble_threshold": self.options.ensemble_threshold},
-                    **conditions,
-                )
-                self._count(index, SEGMENTATION, result["malformed"])
-                for number, rle, polygons in zip(asked, result["rles"], result["polygons_xy"], strict=True):
+            asked = [(index, number) for number in part.has_area.nonzero()[:, 0].tolist()]
+            answers = self._ask_about_cuts(
+                SEGMENTATION,
+                asked,
+                {index: part},
+                first,
+                {"ensemble_threshold": self.options.ensemble_threshold},
+                num_return_sequences=num_samples,
+                max_points=self.options.max_points,
+            )
+            for _, numbers, result in answers:
+                for number, rle, polygons in zip(numbers, result["rles"], result["polygons_xy"], strict=True):
                     group[number] = {"rle": rle, "polygons_xy": polygons}
             yield group
 
@@ -334,29 +323,51 @@ class TaskRun:
         ]
         for first in range(0, len(asked), self.options.max_crops):
             part = asked[first : first + self.options.max_crops]
-            pictures = sorted({index for index, _ in part})
-            chosen = {index: boxes[index][[number for other, number in part if other == index]] for index in pictures}
-            conditions = {
-                "boxes": [chosen[index].boxes_xyxy for index in pictures],
-                "labels": [chosen[index].labels for index in pictures],
-            }
-            inputs = self._preprocess([self.pictures[index] for index in pictures], task=KEYPOINTS, **conditions)
-            encoded = self._encode(inputs["pixel_values"])
-            prompts = inputs["decoder_input_ids"].to(encoded.device)
-            output = self._generate(KEYPOINTS, encoded, seed_offset=first, decoder_input_ids=prompts)
-            results = self.processor.post_process_generation(
-                output,
-                task=KEYPOINTS,
-                target_sizes=[self.sizes[index] for index in pictures],
-                scores=[chosen[index].scores for index in pictures],
-                **conditions,
-            )
-            for index, result in zip(pictures, results):
-                numbers = [number for other, number in part if other == index]
+            for index, numbers, result in self._ask_about_cuts(KEYPOINTS, part, boxes, first):
                 for number, points in zip(numbers, _keypoints_of(result, names)):
                     found[index][number] = points
-                self._count(index, KEYPOINTS, result["malformed"])
         return found
+
+    def _ask_about_cuts(
+        self,
+        name: str,
+        asked: Sequence[tuple[int, int]],
+        boxes: Sequence[Boxes] | Mapping[int, Boxes],
+        seed_offset: int,
+        task_options: Mapping[str, Any] | None = None,
+        **limits,
+    ) -> Iterator[tuple[int, list[int], Mapping[str, Any]]]:
+        r"""Ask a task about objects, each in a cut of its picture.
+
+        Args:
+            name (`str`): The task.
+            asked (`Sequence[tuple[int, int]]`): Picture and number of every object.
+            boxes: Of each picture the objects that the numbers count.
+            seed_offset, **limits: See [`_generate`].
+            task_options (`Mapping`, *optional*): Of the task's `results`.
+        Yields:
+            `tuple`: A picture, the numbers of its objects, and what the processor made of them."""
+        pictures = sorted({index for index, _ in asked})
+        if not pictures:
+            return
+        numbers = [[number for other, number in asked if other == index] for index in pictures]
+        chosen = [boxes[index][rows] for index, rows in zip(pictures, numbers)]
+        conditions = {"boxes": [each.boxes_xyxy for each in chosen], "labels": [each.labels for each in chosen]}
+        inputs = self._preprocess([self.pictures[index] for index in pictures], task=name, **conditions)
+        encoded = self._encode(inputs["pixel_values"])
+        prompts = inputs["decoder_input_ids"].to(encoded.device)  # (objects, 6)
+        output = self._generate(name, encoded, seed_offset, decoder_input_ids=prompts, **limits)
+        results = self.processor.post_process_generation(
+            output,
+            task=name,
+            target_sizes=[self.sizes[index] for index in pictures],
+            scores=[each.scores for each in chosen],
+            task_options=task_options,
+            **conditions,
+        )
+        for index, rows, result in zip(pictures, numbers, results):
+            self._count(index, name, result["malformed"])
+            yield index, rows, result
 
     def caption(self) -> list[list[str]]:
         """Captions of every picture."""
