@@ -56,7 +56,7 @@ class InstanceSegmentation(Task):
     needs_boxes = True
 
     def crop_pad_scale(self, config: Any) -> float | None:
-        return getattr(config, "mask_crop_pad_scale", None)
+        return config.mask_crop_pad_scale
 
     def grammar(self, config: Any, max_points: int | None = None, **options) -> PolygonGrammar:
         coordinates = range(config.coord_vocab_shift, config.coord_vocab_shift + config.quantization_bins)
